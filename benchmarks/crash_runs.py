@@ -180,6 +180,7 @@ def sft_run(data: Data, workdir: Path, steps: int, **survival: Any) -> SftRun:
         model=cfg.model,
         compute=cfg.compute,
         mesh=cfg.mesh,
+        prompt=cfg.prompt,
         optim=dataclasses.replace(cfg.sft_optim, learning_rate=1e-2, warmup_steps=5, accumulate=2),
         sft=dataclasses.replace(
             cfg.sft, batch_size=8, steps=steps, log_every=1, curriculum="0:ramp_sft_upto2"

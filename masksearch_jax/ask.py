@@ -77,7 +77,9 @@ class AskRun:
 
     def idle(self) -> Iterator[tuple[str, str]]:
         """See `Switched`."""
-        if not self.web:
+        if self.web:
+            yield "question", "questions are asked on the page of config.web"
+        else:
             yield "port", "it is read with config.web"
 
 

@@ -26,7 +26,7 @@ from typing import Any, Literal
 from etils import epath
 
 from masksearch_jax.core import stamp
-from masksearch_jax.core.corpus_config import RampConfig
+from masksearch_jax.core.corpus_config import ATLAS_KEYS, RampConfig
 from masksearch_jax.core.errors import ConfigError, UserError, check_given, nearest
 from masksearch_jax.core.files import write_text
 from masksearch_jax.core.schema import describe_keys, key, required, section, share
@@ -89,6 +89,11 @@ class BuildDatasetRun:
     clean: CleanConfig = section(CleanConfig)
     ramp: RampConfig = section(RampConfig)
     beam: BeamConfig = section(BeamConfig)
+
+    def idle(self) -> Iterator[tuple[str, str]]:
+        """See `Switched`."""
+        for name in (*ATLAS_KEYS, "statements"):
+            yield f"ramp.{name}", "it is of the atlas, which build_ramp reads"
 
 
 class DropError(UserError):

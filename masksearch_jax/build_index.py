@@ -22,7 +22,7 @@ from typing import Any, Literal
 from masksearch_jax.core.corpus_config import CorpusConfig
 from masksearch_jax.core.errors import check_given
 from masksearch_jax.core.retrieval import SearchError
-from masksearch_jax.core.schema import key, section
+from masksearch_jax.core.schema import key, keys_but, section
 from masksearch_jax.core.search_services_config import OpenSearchLoadConfig
 from masksearch_jax.corpus import readers
 from masksearch_jax.corpus.dropped_rows import DroppedRows
@@ -66,8 +66,12 @@ class BuildIndexRun:
 
     def idle(self) -> Iterator[tuple[str, str]]:
         """See `Switched`."""
-        if not self.opensearch.url:
-            yield "opensearch", "it is read with config.opensearch.url"
+        for name in keys_but(OpenSearchLoadConfig, "url"):
+            if not self.opensearch.url:
+                yield f"opensearch.{name}", "it is read with config.opensearch.url"
+        for name in keys_but(VectorConfig, "encoder"):
+            if not self.vectors.encoder:
+                yield f"vectors.{name}", "it is read with config.vectors.encoder"
 
 
 def check_config(cfg: BuildIndexRun) -> None:

@@ -27,7 +27,7 @@ from typing import Any
 from masksearch_jax.agents.llm_client import check_endpoint, served_by
 from masksearch_jax.agents.span_models import SpanModels
 from masksearch_jax.core import files, stamp
-from masksearch_jax.core.corpus_config import CorpusConfig, PplConfig, RampConfig
+from masksearch_jax.core.corpus_config import CorpusConfig, PplConfig, RampConfig, idle_by_text
 from masksearch_jax.core.errors import ConfigError, UserError, check_given
 from masksearch_jax.core.llm_config import LLMConfig
 from masksearch_jax.core.retrieval import SearchTool
@@ -71,6 +71,9 @@ class BuildRampRun:
     work: WorkConfig = section(WorkConfig)
     ppl: PplConfig | None = key(None, "Of the strategy ppl.")
     llm: LLMConfig | None = key(None, "Of the extractor llm.")
+    max_failed: float = share(
+        0.01, "Share of passages that the LLM extractor may give no reply for."
+    )
 
     def idle(self) -> Iterator[tuple[str, str]]:
         """See `Switched`."""
@@ -79,12 +82,8 @@ class BuildRampRun:
         if self.ramp.extractor != "llm":
             yield "llm", "it is read with config.ramp.extractor=llm"
         if self.corpus.path:
-            for name in ("ramp.cities", "ramp.reworded", "ramp.arithmetic", "seed"):
-                yield name, "it is of the atlas, which is read without config.corpus.path"
-
-    max_failed: float = share(
-        0.01, "Share of passages that the LLM extractor may give no reply for."
-    )
+            yield "seed", "it is of the atlas, which is read without config.corpus.path"
+        yield from idle_by_text(self.corpus, "clean")
 
 
 def check_config(cfg: BuildRampRun) -> None:

@@ -135,7 +135,10 @@ class BuildTrajectoriesRun:
         if self.teacher != "local":
             yield "student", "it is read with config.teacher=local"
         if "llm" not in sections_of(self):
-            yield "llm", "it is read with config.teacher=agents, or config.student.judge=llm"
+            for name in ("llm", "language"):
+                yield name, "it is read with config.teacher=agents, or config.student.judge=llm"
+        if self.teacher == "agents":
+            yield "seed", "the endpoint of config.llm samples"
 
 
 def check_sections(cfg: BuildTrajectoriesRun) -> None:

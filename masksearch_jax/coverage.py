@@ -15,6 +15,7 @@ import dataclasses
 import itertools
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,11 @@ class CoverageRun:
         "", "File of the completed corpus to write, packed where its name ends in .gz; empty: none."
     )
     limit: int = key(0, "Questions that are looked at; 0: all.", least=0)
+
+    def idle(self) -> Iterator[tuple[str, str]]:
+        """See `Switched`."""
+        for name in ("top_k", "max_passages", "max_queries"):
+            yield f"search.{name}", "coverage looks as deep as its table says"
 
 
 def check_config(cfg: CoverageRun) -> None:

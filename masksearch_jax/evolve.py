@@ -13,7 +13,7 @@ import functools
 import json
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from masksearch_jax.agents import selection as logic
 from masksearch_jax.agents.llm_client import check_endpoint
 from masksearch_jax.agents.selection import EvolveConfig, StudentConfig
 from masksearch_jax.core import config as c
-from masksearch_jax.core.corpus_config import CorpusConfig, RampConfig
+from masksearch_jax.core.corpus_config import CorpusConfig, RampConfig, idle_by_text
 from masksearch_jax.core.errors import UserError, check_given
 from masksearch_jax.core.eval_config import EvalConfig
 from masksearch_jax.core.files import write_json
@@ -97,6 +97,17 @@ class EvolveRun:
     checkpoint: c.CheckpointConfig = section(c.CheckpointConfig)
     survival: c.SurvivalConfig = section(c.SurvivalConfig)
     report_trajectories: int = key(3000, "Trajectories shown in the report, at most.", least=0)
+
+    def idle(self) -> Iterator[tuple[str, str]]:
+        """See `Switched`."""
+        if not has_llm(self):
+            yield "llm", "it is read with config.evolve.teacher=agents or config.evolve.judge=llm"
+        yield from idle_by_text(self.corpus)
+
+
+def has_llm(cfg: EvolveRun) -> bool:
+    """Whether a language model behind an endpoint takes part."""
+    return cfg.evolve.teacher == "agents" or cfg.evolve.judge == "llm"
 
 
 class Run(StageFolder):
@@ -287,6 +298,7 @@ def train(run: Run, n: int) -> dict[str, Any]:
             tokenizer=str(run.tokenizer),
             init=cfg.init if cfg.evolve.restart else run.student(n - 1),
             **run.policy,
+            prompt=cfg.prompt,
             optim=cfg.optim if n else cfg.first_optim,
             sft=run.sft(n),
             tools=cfg.tools,
@@ -379,7 +391,7 @@ def check_config(cfg: EvolveRun) -> None:
     suites.paths(cfg.eval, "the text's folder")
     check_methods(cfg.eval)
     instructions_of(cfg.tools)
-    if cfg.evolve.teacher == "agents" or cfg.evolve.judge == "llm":
+    if has_llm(cfg):
         check_endpoint(endpoint_of(cfg), "config.llm")
 
 

@@ -14,13 +14,13 @@ import dataclasses
 import functools
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from masksearch_jax import build_trajectories, evaluate, export_hf, report, train_dapo, train_sft
 from masksearch_jax.core import config as config_lib
-from masksearch_jax.core.corpus_config import PplConfig
+from masksearch_jax.core.corpus_config import PplConfig, idle_by_text
 from masksearch_jax.core.errors import ConfigError, check_given
 from masksearch_jax.core.files import write_json
 from masksearch_jax.core.schema import key
@@ -58,6 +58,14 @@ class QuickstartRun(RecipeRun):
         ),
     )
     report_trajectories: int = key(3000, "Trajectories shown in the report, at most.", least=0)
+
+    def idle(self) -> Iterator[tuple[str, str]]:
+        """See `Switched`."""
+        if "judge" not in (self.dapo.reward, self.qa_dapo.reward):
+            yield "judge", "it is read with config.dapo.reward or config.qa_dapo.reward=judge"
+        if not self.heldout_points:
+            yield "heldout_examples", "it is read with config.heldout_points above 0"
+        yield from idle_by_text(self.corpus, "clean")
 
 
 class Run(StageFolder):
@@ -242,6 +250,7 @@ def training(
         "model": cfg.model,
         "compute": cfg.compute,
         "mesh": cfg.mesh,
+        "prompt": cfg.prompt,
         "tools": cfg.tools,
         "optim": optim,
         "lessons": lessons_of(cfg, stage.curriculum),
@@ -249,8 +258,7 @@ def training(
         "survival": cfg.survival,
     }
     if samples:
-        told |= {"prompt": cfg.prompt, "search": run.search, "rollout": cfg.rollout}
-        told |= {"eval": heldout(run, stage.steps)}
+        told |= {"search": run.search, "rollout": cfg.rollout, "eval": heldout(run, stage.steps)}
     return told
 
 

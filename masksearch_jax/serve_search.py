@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import signal
+from collections.abc import Iterator
 
 from masksearch_jax.core.config import SearchConfig
 from masksearch_jax.core.errors import ConfigError
@@ -33,6 +34,11 @@ class ServeSearchRun:
     drain: int = key(
         30, "Seconds at the end in which requests are answered; the rest gets 503.", least=0
     )
+
+    def idle(self) -> Iterator[tuple[str, str]]:
+        """See `Switched`."""
+        for name in ("max_passages", "max_queries"):
+            yield f"search.{name}", "it is of the agents that ask the service"
 
 
 def check_config(cfg: ServeSearchRun) -> None:

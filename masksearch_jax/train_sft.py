@@ -101,9 +101,8 @@ def run(cfg: SftRun) -> dict[str, Any]:
     check_batch(cfg.sft, cfg.optim, mesh)
     share, shares = hosts.share(mesh)
     vocab = Vocab.load(cfg.tokenizer)
-    style = cfg.prompt.style if cfg.eval.every else ""  # held-out prompts are as those trained on
-    manifest = cache.Manifest.load(
-        cfg.data, tokenizer=vocab.fingerprint, prompt_style=style, tools=cfg.tools
+    manifest = cache.Manifest.load(  # of the style that whoever asks the model is told of
+        cfg.data, tokenizer=vocab.fingerprint, prompt_style=cfg.prompt.style, tools=cfg.tools
     )
     check_vocabulary(cfg.model, vocab, cfg.tokenizer, cfg.init)
     batches = sft_batches(

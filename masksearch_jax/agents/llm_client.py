@@ -28,7 +28,7 @@ from masksearch_jax.agents.llm_answers import (
     read_reply,
 )
 from masksearch_jax.agents.llm_cache import Paid, Replies, RepliesError, Stored, key_of
-from masksearch_jax.core.errors import check_given
+from masksearch_jax.core.errors import ConfigError, check_given
 from masksearch_jax.core.llm_config import LLMConfig
 
 with epy.lazy_imports():  # it takes more than a second, and the other teachers do without
@@ -98,10 +98,18 @@ class Usage:
 
 
 def check_endpoint(cfg: LLMConfig, section: str) -> None:
-    """Raises ConfigError where `cfg`, at that path of the user's config, names no endpoint."""
+    """Raises ConfigError where `cfg`, at that path of the user's config, names no endpoint.
+
+    Or where it limits a cost that has no price.
+    """
     address = "the address of an OpenAI-compatible endpoint"
     file = "the SQLite file that keeps the replies paid for"
     check_given(cfg, section, base_url=address, model="the model to ask", cache=file)
+    if cfg.max_cost and not cfg.prompt_price and not cfg.completion_price:
+        raise ConfigError(
+            f"{section}.max_cost is {cfg.max_cost:g}, and no token has a price, so that the limit "
+            f"would never hold; give {section}.prompt_price and {section}.completion_price"
+        )
 
 
 class LLM:

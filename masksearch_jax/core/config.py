@@ -19,7 +19,7 @@ from masksearch_jax.core.llm_config import EndpointConfig, JudgeConfig
 from masksearch_jax.core.loss_config import LossConfig
 from masksearch_jax.core.reward_config import RewardConfig
 from masksearch_jax.core.rollout_config import RolloutConfig
-from masksearch_jax.core.schema import key, required, section, seed_key, share
+from masksearch_jax.core.schema import key, keys_but, required, section, seed_key, share
 from masksearch_jax.core.search_config import SearchConfig, tools_key
 from masksearch_jax.core.survival_config import CheckpointConfig, SurvivalConfig
 from masksearch_jax.core.watch_config import AlarmsConfig, HeldoutConfig, LogConfig
@@ -395,9 +395,7 @@ class SftRun(TrainRun):
     def idle(self) -> Iterator[tuple[str, str]]:
         """See `Switched`."""
         yield from super().idle()
-        if not self.eval.every:
-            for name in ("search", "rollout"):
-                yield name, "train_sft reads it with config.eval.every above 0"
+        yield "rollout.temperature", "config.eval.temperature is read in its place"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -412,6 +410,10 @@ class DapoRun(TrainRun):
         yield from super().idle()
         if self.dapo.reward != "judge":
             yield "judge", "it is read with config.dapo.reward=judge"
+        elif self.judge.own_model:
+            read = ("own_model", "base_url", "max_tokens", "language", "max_unreadable")
+            for name in keys_but(JudgeConfig, *read):  # base_url has an error of its own
+                yield f"judge.{name}", "the judge is the model itself, by config.judge.own_model"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -430,7 +432,14 @@ class EvalRun(ModelRun):
         """See `Switched`."""
         for name in ("rollout", "endpoint"):
             yield f"{name}.temperature", "config.eval.temperature is read in its place"
-        if not self.endpoint.base_url:
-            yield "endpoint", "it is read with config.endpoint.base_url"
-        if not self.judge.base_url:
-            yield "judge", "it is read with config.judge.base_url"
+        for name in keys_but(EndpointConfig, "base_url"):
+            if not self.endpoint.base_url:
+                yield f"endpoint.{name}", "it is read with config.endpoint.base_url"
+        for name in keys_but(JudgeConfig, "base_url", "own_model"):
+            if not self.judge.base_url:
+                yield f"judge.{name}", "it is read with config.judge.base_url"
+        if self.endpoint.base_url:
+            read = ("seed", "max_turns", "tool_turns", "temperature")
+            ours = [f"rollout.{name}" for name in keys_but(RolloutConfig, *read)]
+            for name in ("init", "base", "prompt", "compute", "mesh", *ours):
+                yield name, "it is of a model of ours, and that of config.endpoint is asked"

@@ -9,6 +9,8 @@ from typing import Literal
 from masksearch_jax.core.config import ComputeConfig, MeshConfig
 from masksearch_jax.core.schema import key, section, seed_key, share
 
+ATLAS_KEYS = ("cities", "reworded", "arithmetic")  # of section `ramp`, of the atlas alone
+
 
 @dataclasses.dataclass(frozen=True)
 class CorpusConfig:
@@ -41,6 +43,12 @@ class CorpusConfig:
         "Rows of jsonl, tsv or hf are whole articles, which are cut into passages, not passages.",
     )
     passage_words: int = key(100, "Words of the passages that articles are cut into.", least=1)
+
+    def idle(self) -> Iterator[tuple[str, str]]:
+        """See `Switched`."""
+        if not self.path:
+            for name in ("questions", "format", "articles", "passage_words", "max_bad_fraction"):
+                yield name, "it is read with config.corpus.path"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,6 +120,15 @@ class RampConfig:
             yield "spacy_model", "it is read with config.ramp.extractor=spacy"
         if self.extractor != "rules":
             yield "gazetteer", "it is read with config.ramp.extractor=rules"
+
+
+def idle_by_text(corpus: CorpusConfig, other: str = "") -> Iterator[tuple[str, str]]:
+    """Of a run from text to examples: the keys of the atlas alone, or that of other text alone."""
+    if corpus.path:
+        for name in ATLAS_KEYS:
+            yield f"ramp.{name}", "it is of the atlas, which is read without config.corpus.path"
+    elif other:
+        yield other, "it is read with config.corpus.path"
 
 
 @dataclasses.dataclass(frozen=True)

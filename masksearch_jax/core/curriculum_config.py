@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Literal
 
 from masksearch_jax.core.errors import ConfigError
@@ -31,6 +32,13 @@ class LessonsConfig:
         0.1,
         "Of adaptive: a task's rate, over its own, at least; the most is 1, where half is right.",
     )
+
+    def idle(self) -> Iterator[tuple[str, str]]:
+        """See `Switched`."""
+        if self.by != "gated":
+            yield "threshold", "it is read with config.lessons.by=gated"
+        if self.by != "adaptive":
+            yield "least", "it is read with config.lessons.by=adaptive"
 
 
 SCHEDULE = LessonsConfig()

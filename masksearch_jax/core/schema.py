@@ -110,6 +110,11 @@ def section(cls: type[Section], sentence: str = "") -> Any:
     return key(default, sentence or (cls.__doc__ or "").partition("\n")[0])
 
 
+def keys_but(section: type[Section], *left_out: str) -> list[str]:
+    """Names of the keys of a section without some."""
+    return [field.name for field in dataclasses.fields(section) if field.name not in left_out]
+
+
 class Key(NamedTuple):
     """One key of a schema, or one of its sections; `name` is dotted."""
 

@@ -177,6 +177,10 @@ class SearchConfig:
             yield "rank_constant", "it is read with config.search.fusion=rank"
         if self.kind == "hybrid" and self.fusion == "rank":
             yield "dense_weight", "it is read with config.search.fusion=score"
+        if self.kind == "opensearch" and self.opensearch.by != "vectors":
+            yield "encoder", "it is read with config.search.opensearch.by=vectors"
+        if self.kind in ("none", "random"):
+            yield "rerank", f"config.search.kind={self.kind} is a baseline that orders nothing"
         if not self.rerank:
             yield "rerank_depth", "it is read with config.search.rerank"
         if not self.cache:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Literal
 
-from masksearch_jax.core.schema import key, seed_key, share
+from masksearch_jax.core.schema import key, keys_but, seed_key, share
 
 LOGS = ("jsonl", "tensorboard", "wandb")
 
@@ -86,3 +87,13 @@ class AlarmsConfig:
     grad_norm: float = key(0.0, "Norm of the gradient before clipping; rings above.", least=0)
     diversity: float = share(0.0, "Share of different answers in a group; rings below.")
     plateau: int = key(0, "Held-out measurements without a better one; rings at as many.", least=0)
+
+    def idle(self) -> Iterator[tuple[str, str]]:
+        """See `Switched`."""
+        of_all = ("action", "steps", "rollbacks", "rollback_lr")
+        if not any(getattr(self, name) for name in keys_but(AlarmsConfig, *of_all)):
+            for name in of_all:
+                yield name, "it is read with an alarm that is on, such as config.alarms.entropy"
+        if self.action != "rollback":
+            for name in ("rollbacks", "rollback_lr"):
+                yield name, "it is read with config.alarms.action=rollback"

@@ -68,6 +68,12 @@ class CleanConfig:
         least=1,
     )
 
+    def idle(self) -> Iterator[tuple[str, str]]:
+        """See `Switched`."""
+        if self.leakage == "keep":
+            for name in ("evaluation", "evaluation_passages", "ngram"):
+                yield name, "it is read with config.clean.leakage=tag or drop"
+
 
 @dataclasses.dataclass(frozen=True)
 class PassageRules:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import ClassVar
 
 from masksearch_jax.core.errors import ConfigError, nearest
 from masksearch_jax.core.schema import key, share
@@ -25,6 +26,8 @@ _OWN = ("arms", "reference", "seeds", "made", "workdir", "metrics", "cpu_devices
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StudyRun(RecipeRun):
     """`study`: arms of an experiment, trained with several seeds and compared."""
+
+    ARMS_SWITCH: ClassVar[bool] = True  # keys that do nothing by the study's own may do so in arms
 
     arms: tuple[str, ...] = key(
         (),

@@ -6,7 +6,6 @@ it. Of another folder nothing is known.
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -55,15 +54,5 @@ def read(folder: str) -> JsonObject:
         except (ValueError, AttributeError) as error:
             raise UserError(f"{path / FILE} tells no settings of an agent: {error}") from error
     if (record := run_record.of_checkpoints(folder)) is not None:
-        return of_run(record["config"]) | _of_cache(record["config"])
-    return {}
-
-
-def _of_cache(config: Mapping[str, Any]) -> JsonObject:
-    """The style of the prompts of a run that read them from a cache and has none of its own."""
-    if "prompt" in config or not config.get("data"):
-        return {}
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        manifest = json.loads((storage.path(config["data"]) / "manifest.json").read_text())
-        return {"prompt": {"style": manifest["prompt_style"]}}
+        return of_run(record["config"])
     return {}

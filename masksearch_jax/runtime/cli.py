@@ -115,12 +115,15 @@ def parse(
     argv: Sequence[str],
     read_model: ReadModel | None = None,
     read_defaults: ReadDefaults | None = None,
+    *,
+    is_unread: bool = False,
 ) -> T:
     """The run described by `argv` (program name first). Raises ConfigError on anything amiss.
 
     Of several schemas it is the first that has all the config's keys, else the first. read_model:
     the architecture of an HF folder, for configs that name one in place of a model. read_defaults:
-    what the folder that `init` names says in place of the schema's defaults.
+    what the folder that `init` names says in place of the schema's defaults. is_unread: that folder
+    is not read, so that keys which do nothing by these defaults are let be.
     """
     found, resolved = _resolved(schema, argv, read_model, read_defaults)
     try:
@@ -130,7 +133,8 @@ def parse(
             raise
         mains = " or ".join((s.__doc__ or "").split("`")[1] for s in schema)
         raise ConfigError(f"{error}; {Path(argv[0]).stem} takes a config of {mains}") from error
-    idle.check_changed(settings, resolved.changed)
+    if not is_unread:
+        idle.check_changed(settings, resolved.changed)
     return settings
 
 
@@ -197,7 +201,7 @@ def run(
             return
         rest = [a for a in argv if a not in (PRINT_CONFIG, CHECK)]
         if CHECK in argv:
-            parse(schema, rest, read_model and _unread)
+            parse(schema, rest, read_model and _unread, is_unread=read_defaults is not None)
             return
         settings = parse(schema, rest, read_model, read_defaults)
         if PRINT_CONFIG in argv:

@@ -338,6 +338,14 @@ def test_calls_in_flight_count_towards_the_budget(tmp_path):
     assert endpoint.most_in_flight == 1
 
 
+def test_a_limit_of_money_wants_a_price(tmp_path):
+    with Endpoint(in_turn()) as endpoint:
+        free = {"prompt_price": 0.0, "completion_price": 0.0}
+        with pytest.raises(ConfigError, match=r"config\.llm\.max_cost is 20, .* would never hold"):
+            complete(config(endpoint, tmp_path, max_cost=20.0, **free), HELLO)
+    assert not endpoint.requests
+
+
 def test_the_budget_may_be_of_money(tmp_path):
     """7 prompt and 3 completion tokens at 2 and 8 a million are 38 millionths, the next at most
     400 + 14."""

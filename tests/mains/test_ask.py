@@ -228,12 +228,6 @@ def test_an_agent_is_asked_as_its_folder_says_it_was_trained(folder, repository,
     for init in ("checkpoints", "checkpoints/7"):
         assert of(tmp_path / "run" / init, **free) == ("minimal", 2, 1, "float32")
     assert agent_settings.read(str(tmp_path / "run" / "checkpoints"))["search"] == {"top_k": 2}
-    # A run of SFT has the style of the cache that it read.
-    record["config"] = {"data": str(tmp_path / "cache"), "compute": {"dtype": "float32"}}
-    (tmp_path / "cache").mkdir()
-    (tmp_path / "cache" / "manifest.json").write_text('{"prompt_style": "minimal"}')
-    (tmp_path / "run" / "run.json").write_text(json.dumps(record))
-    assert of(tmp_path / "run" / "checkpoints", **free) == ("minimal", 5, 4, "float32")
 
 
 def test_a_paragraph_with_a_mask_is_filled_and_a_question_is_not():

@@ -80,18 +80,26 @@ def test_an_agent_is_evaluated_as_it_was_trained(repository, tmp_path, monkeypat
 
     def settings(*flags):
         config = f"--config={repository / 'configs' / 'evaluate.py'}:tiny"
-        monkeypatch.setattr("sys.argv", ["evaluate", config, f"--config.init={tmp_path}", *flags])
+        monkeypatch.setattr("sys.argv", ["evaluate", config, *flags])
         runpy.run_path(evaluate.__file__, run_name="__main__")
         return asked[-1].prompt.style, asked[-1].search.top_k, asked[-1].search.max_queries
 
-    assert settings() == ("minimal", 2, 1)
-    assert settings("--config.search.top_k=4") == ("minimal", 4, 1)
+    init = f"--config.init={tmp_path}"
+    assert settings(init) == ("minimal", 2, 1)
+    assert settings(init, "--config.search.top_k=4") == ("minimal", 4, 1)
     said = capsys.readouterr().err.splitlines()
     assert said == [
         f"  read from {tmp_path}: prompt.style=minimal, search.max_queries=1, search.top_k=2",
         f"  read from {tmp_path}: prompt.style=minimal, search.max_queries=1",
     ]
-    assert settings("--config.endpoint.base_url=http://h/v1")[0] == "chat"
+    file = tmp_path / "with_an_init.py"
+    file.write_text(
+        "from configs import evaluate\n\n\ndef get_config():\n"
+        f"    c = evaluate.get_config('tiny')\n    c.init = {str(tmp_path)!r}\n    return c\n"
+    )
+    config = f"--config={file}"
+    assert settings(config)[0] == "minimal"
+    assert settings(config, "--config.endpoint.base_url=http://h/v1")[0] == "chat"
 
 
 def read_rows(workdir):

@@ -167,6 +167,16 @@ def test_every_figure_is_in_the_summary(whole):
 
 
 @pytest.mark.slow
+def test_every_training_tells_the_style_of_the_prompts_that_it_read(whole):
+    workdir, _ = whole
+    manifest = json.loads((workdir / "cache" / "manifest.json").read_text())
+    assert manifest["prompt_style"] == "minimal"
+    for name in quickstart.TRAININGS:
+        record = json.loads((workdir / name / "run.json").read_text())
+        assert record["config"]["prompt"] == {"style": "minimal"}, name
+
+
+@pytest.mark.slow
 def test_the_screen_is_short_and_names_every_stage(whole):
     workdir, _ = whole
     shown = said(workdir)

@@ -227,10 +227,9 @@ def test_data_of_another_tokenizer_or_style_are_refused(sft, dapo, tmp_path):
         small = dataclasses.replace(cfg.model, vocab_size=511)
         with pytest.raises(InitError, match=r"ids up to 511, but config\.model\.vocab_size is 511"):
             main.run(dataclasses.replace(cfg, model=small))
-    with pytest.raises(CacheError, match="prompt style 'minimal', the run has 'chat'"):
-        train_dapo.run(
-            dataclasses.replace(dapo, prompt=dataclasses.replace(dapo.prompt, style="chat"))
-        )
+        style = dataclasses.replace(cfg.prompt, style="chat")
+        with pytest.raises(CacheError, match="prompt style 'minimal', the run has 'chat'"):
+            main.run(dataclasses.replace(cfg, prompt=style))
 
 
 def test_weights_of_another_tokenizer_of_equal_size_are_refused(sft, tmp_path):
