@@ -256,9 +256,9 @@ def test_the_list_of_models_tells_what_decides_their_replies(
     assert served_by(llm) == of_model
     copy = shutil.copytree(folder, tmp_path / "elsewhere" / "small")
     assert told(copy, port=1, name="other", rollout__slots=2) == (of_model, of_agent)
-    assert told(prompt__style="minimal")[0] == told(search__top_k=2)[0] == of_model
-    agents = {told(prompt__style="minimal")[1], told(search__top_k=2)[1], of_agent}
-    assert len(agents) == 3
+    style, top_k = told(agent=True, prompt__style="minimal"), told(agent=True, search__top_k=2)
+    assert style[0] == top_k[0] == of_model
+    assert len({style[1], top_k[1], of_agent}) == 3
     (weights,) = copy.glob("*.safetensors")
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
