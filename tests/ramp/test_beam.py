@@ -492,10 +492,8 @@ def as_build_ramp(cfg: build_dataset.BuildDatasetRun, path: Path, folder: Path) 
         f"corpus.{key}": getattr(cfg, key)
         for key in ("language", "articles", "passage_words", "max_bad_fraction")
     }
-    for part in ("clean", "ramp"):
-        values = dataclasses.asdict(getattr(cfg, part))
-        same |= {f"{part}.{key}": value for key, value in values.items()}
     run = parse(build_ramp.BuildRampRun, same)
+    run = dataclasses.replace(run, clean=cfg.clean, ramp=cfg.ramp)
     counts = build_ramp.run(run)
     found = {
         split: read_jsonl(folder / "ramp" / f"{split}.jsonl", RampExample)
