@@ -21,15 +21,15 @@ def tools_key() -> Any:
     )
 
 
-_SERVICES = ("http", "web", "opensearch")
-_DENSE = ("dense", "hybrid")
+DENSE = ("dense", "hybrid")  # kinds that search an index by its vectors
+REMOTE = ("http", "web", "opensearch")  # kinds that send requests, and bound their rate themselves
 _READ_BY = {
     **dict.fromkeys(("url", "batch_wait"), ("http",)),
     "web": ("web",),
     "opensearch": ("opensearch",),
-    **dict.fromkeys(("attempt_timeout", "retries", "backoff", "hedge"), _SERVICES),
-    "encoder": (*_DENSE, "opensearch"),
-    "nearest": _DENSE,
+    **dict.fromkeys(("attempt_timeout", "retries", "backoff", "hedge"), REMOTE),
+    "encoder": (*DENSE, "opensearch"),
+    "nearest": DENSE,
     **dict.fromkeys(("fusion", "rank_constant", "dense_weight", "fusion_depth"), ("hybrid",)),
 }  # keys that some kinds of search alone read
 

@@ -212,7 +212,7 @@ def _read_models(
     keys = flat_keys(schema)
     for found in (k for k in describe_keys(schema) if k.section is ModelConfig):
         parent, _, name = found.name.rpartition(".")
-        beside = _section(config, parent)
+        beside = _at(config, parent)
         model = beside.get(name) if beside else None
         if not model or HF_FOLDER not in model:
             continue
@@ -255,16 +255,11 @@ def _put_defaults(config: Any, values: Mapping[str, Any], path: str = "") -> lis
 
 def _value(config: Any, dotted: str) -> Any:
     section, _, name = dotted.rpartition(".")
-    return _section(config, section)[name]
+    return _at(config, section)[name]
 
 
-def _at(values: Any, dotted: str) -> Any:
-    for name in dotted.split("."):
-        values = values.get(name) if isinstance(values, dict) else None
-    return values
-
-
-def _section(config: Any, path: str) -> Any:
+def _at(config: Any, path: str) -> Any:
+    """The value or section at a dotted path; None where a section on the way is not there."""
     for part in filter(None, path.split(".")):
         config = config.get(part) if config else None
     return config
@@ -273,7 +268,7 @@ def _section(config: Any, path: str) -> Any:
 def _said(config: Any, flags: Sequence[str], name: str) -> str:
     """What a flag, else the config file, says of a key; empty where neither does."""
     parent, _, own = name.rpartition(".")
-    beside = _section(config, parent)
+    beside = _at(config, parent)
     return _given(flags, name) or (beside.get(own) if beside else "") or ""
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from masksearch_jax.core.config import SearchConfig
 from masksearch_jax.core.errors import check_given
 from masksearch_jax.core.retrieval import SearchError, SearchTool
+from masksearch_jax.core.search_config import DENSE, REMOTE
 from masksearch_jax.core.types import Example, RampExample
 from masksearch_jax.runtime.progress import Progress
 from masksearch_jax.search.rate import LimitedSearch, RateLimit
@@ -23,10 +24,8 @@ if TYPE_CHECKING:
     from masksearch_jax.search.vectors import Encoder, Vectors
 
 KINDS = ("bm25", "dense", "hybrid", "http", "web", "opensearch", "none", "random")
-_DENSE = ("dense", "hybrid")
-_INDEXED = ("bm25", "dense", "hybrid", "random")
-_SLOW = ("dense", "hybrid", "http", "web", "opensearch")  # kinds whose results are kept in memory
-_REMOTE = ("http", "web", "opensearch")  # kinds that send requests, and bound their rate themselves
+_INDEXED = ("bm25", *DENSE, "random")
+_SLOW = (*DENSE, *REMOTE)  # kinds whose results are kept in memory
 _CONTROLS = ("none", "random")
 _FIRST_QUERY = "river"  # of any tool, to see that it answers
 _PROBES, _PROBE_DEPTH = 8, 10  # examples searched for, and how deep
@@ -97,7 +96,7 @@ def _cache_name(cfg: SearchConfig) -> str:
         return web.cache_name(cfg.web)
     if cfg.kind == "opensearch":
         return f"opensearch:{cfg.opensearch.url}/{cfg.opensearch.name}/{cfg.opensearch.by}"
-    if cfg.kind in _DENSE and cfg.nearest != "exact":
+    if cfg.kind in DENSE and cfg.nearest != "exact":
         return f"{cfg.kind}:{cfg.index}:{cfg.nearest}"
     return cfg.url if cfg.kind == "http" else f"{cfg.kind}:{cfg.index}"
 
@@ -115,7 +114,7 @@ def _recorded(cfg: SearchConfig) -> SearchTool:
 
 def _answering(cfg: SearchConfig) -> SearchTool:
     tool = _open(cfg)
-    if cfg.requests_per_second > 0 and cfg.kind not in _REMOTE:
+    if cfg.requests_per_second > 0 and cfg.kind not in REMOTE:
         tool = LimitedSearch(tool, RateLimit(cfg.requests_per_second), cfg.timeout)
     if cfg.rerank and cfg.kind not in _CONTROLS:
         tool = _reranked(tool, cfg)
@@ -172,7 +171,7 @@ def _open(cfg: SearchConfig) -> SearchTool:
 
         index = BM25.open(cfg.index)
         return RandomSearch(index.passages, fingerprint=index.fingerprint)
-    if cfg.kind in _DENSE:
+    if cfg.kind in DENSE:
         return _open_vectors(cfg)
     if cfg.kind == "web":
         from masksearch_jax.search.web import WebSearch
