@@ -24,7 +24,7 @@ from masksearch_jax.rollout import decode, schedule
 from masksearch_jax.rollout.engine import Engine
 from masksearch_jax.rollout.episode import Episode, Request, Rules, finish
 from masksearch_jax.rollout.sampling import Sampler
-from masksearch_jax.rollout.search_pool import SearchPool
+from masksearch_jax.runtime.call_pool import CallPool
 
 TRAJECTORIES, SEARCHES = 64, 3
 PROMPT, TURN, OBSERVATION, QUERY = 48, 48, 34, 4  # tokens
@@ -60,7 +60,7 @@ class TurnSynchronous:
         self.model, self.search, self.cfg, self.search_cfg = model, search, rollout, search_config
         self.rules = Rules(vocab, rollout, search_alone(search, search_config))
         self.sizes = schedule.sizes(dataclasses.replace(rollout, decode_share=(1.0,)), 1)
-        self.pool = SearchPool(rows)
+        self.pool = CallPool(rows)
         self._tick = decode.make_tick(
             tokens=rollout.tick_tokens, sampler=Sampler(rollout.temperature)
         )

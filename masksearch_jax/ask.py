@@ -29,7 +29,7 @@ from masksearch_jax.core.rollout_config import RolloutConfig
 from masksearch_jax.core.schema import key, required, section
 from masksearch_jax.core.search_config import tools_key
 from masksearch_jax.core.tokenizer import Vocabulary
-from masksearch_jax.core.types import JsonObject, Trajectory
+from masksearch_jax.core.types import NOT_ITS_DOING, JsonObject, Trajectory
 from masksearch_jax.data import prompt
 from masksearch_jax.models.load import check_context, describe, initial
 from masksearch_jax.parallel.sharding import make_mesh
@@ -202,7 +202,10 @@ def opened(cfg: AskRun) -> Iterator[Agent]:
 
 
 def run(cfg: AskRun) -> int:
-    """Answers until there is no further question. 1 where a tool failed, else 0."""
+    """Answers until there is no further question.
+
+    1 where one ended for no fault of the model, or was none that can be asked; else 0.
+    """
     with opened(cfg) as agent:
         if cfg.web:
             with page_server(agent) as server:
@@ -211,7 +214,7 @@ def run(cfg: AskRun) -> int:
             return 0
         screen = Screen(sys.stdout)
         if cfg.question.strip():
-            return int(answer(agent, cfg.question, screen).status == "tool_failure")
+            return int(answer(agent, cfg.question, screen).status in NOT_ITS_DOING)
         return converse(agent, screen)
 
 
@@ -230,11 +233,12 @@ def converse(agent: Agent, screen: Screen) -> int:
     failures = 0
     for question in _questions(sys.stdin):
         try:
-            failures += answer(agent, question, screen).status == "tool_failure"
+            failures += answer(agent, question, screen).status in NOT_ITS_DOING
         except KeyboardInterrupt:
             screen.show("", "stopped", "failed")
         except ValueError as error:  # a question that is too long, or no text
             screen.show("", str(error), "failed")
+            failures += 1
     return int(failures > 0)
 
 

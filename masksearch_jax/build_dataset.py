@@ -113,6 +113,7 @@ def run(cfg: BuildDatasetRun) -> dict[str, Any]:
         files = files_of(cfg.corpus)
     root, made_from = epath.Path(cfg.folder) / tfds_records.NAME, _made_from(cfg, files)
     if (finished := _finished(root, made_from)) is not None:
+        _remove_examples(root)
         return finished
     with ProcessLock(root):
         return _build(cfg, files, root, made_from)
@@ -126,9 +127,7 @@ def _build(
     for name in (tfds_records.CHECKSUMS, COUNTS):
         (root / name).unlink(missing_ok=True)
     work = root / f".examples-{made_from}"
-    for stale in root.glob(".examples-*"):
-        if stale.name != work.name:
-            stale.rmtree()
+    _remove_examples(root, but=work.name)
     with Progress("RAMP dataset", 1 + cfg.ramp.max_masks) as progress, _hushed():
         progress.update(0, step="examples")
         counts = stamp.read(work / COUNTS) or extract(cfg, rules, files, work)
@@ -140,9 +139,16 @@ def _build(
         for stale in root.glob("k*"):
             if stale.name not in {f"k{k}" for k in wanted}:
                 stale.rmtree()
-        work.rmtree()
         _finish(root, counts, made_from)
+        _remove_examples(root)
     return counts
+
+
+def _remove_examples(root: epath.Path, but: str = "") -> None:
+    """Removes what the dataset was written from, of other inputs too."""
+    for folder in root.glob(".examples-*"):
+        if folder.name != but:
+            folder.rmtree()
 
 
 def _begin(cfg: BuildDatasetRun, root: epath.Path, made_from: str) -> None:

@@ -110,6 +110,7 @@ def run(cfg: BuildRampRun) -> dict[str, Any]:
     made_from = _made_from(cfg)
     done = stamp.read(folder / COUNTS, made_from, FILES)
     if done is not None and FAILED not in done["ramp"]["dropped"]:
+        _write_page(cfg)
         return done
     _check_inputs(cfg.corpus)
     evaluation = _evaluation(cfg)
@@ -146,12 +147,18 @@ def _build(
     }
     if paid:
         made["paid"] = paid
-    if cfg.work.examples:
-        page.write(folder / "examples.html", build.examples(folder), cfg.work.examples)
+    _write_page(cfg)
     stamp.write(folder / COUNTS, made, made_from, FILES)
     if FAILED not in stats.dropped:
         shutil.rmtree(folder / "work")
     return json.loads(json.dumps(made))
+
+
+def _write_page(cfg: BuildRampRun) -> None:
+    """Writes the page of examples where one is asked for, of a folder built before too."""
+    if cfg.work.examples:
+        folder = Path(cfg.folder)
+        page.write(folder / "examples.html", build.examples(folder), cfg.work.examples)
 
 
 def _check_inputs(cfg: CorpusConfig) -> None:

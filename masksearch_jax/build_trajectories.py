@@ -37,7 +37,7 @@ from masksearch_jax.core.config import SearchConfig
 from masksearch_jax.core.errors import ConfigError, check_given, nearest
 from masksearch_jax.core.jsonl import read_jsonl, write_jsonl
 from masksearch_jax.core.llm_config import LLMConfig
-from masksearch_jax.core.retrieval import source_of
+from masksearch_jax.core.retrieval import SearchTool, source_of
 from masksearch_jax.core.schema import (
     describe_keys,
     harmless_keys,
@@ -61,7 +61,12 @@ from masksearch_jax.models.load import read_model
 from masksearch_jax.runtime import cli, run_record, storage
 from masksearch_jax.runtime.process_lock import ProcessLock
 from masksearch_jax.runtime.progress import Progress
-from masksearch_jax.search.open import check_named, check_source_passages, open_tool
+from masksearch_jax.search.open import (
+    check_named,
+    check_source_passages,
+    index_served,
+    open_tool,
+)
 from masksearch_jax.tools.registry import instructions_of, open_tools
 
 FORMAT = 2
@@ -181,10 +186,10 @@ def check_config(cfg: BuildTrajectoriesRun) -> None:
     check_named(cfg.search)
 
 
-def make_teacher(cfg: BuildTrajectoriesRun) -> teachers.Teacher:
-    """The teacher that `cfg` names, with its search tool. Raises what loading it raises."""
-    tools = open_tools(cfg.tools, open_tool(cfg.search), cfg.search)
-    check_source_passages(tools.search, cfg.search, _first_examples(cfg))
+def make_teacher(cfg: BuildTrajectoriesRun, search: SearchTool) -> teachers.Teacher:
+    """The teacher that `cfg` names, who searches with `search`. Raises what loading it raises."""
+    tools = open_tools(cfg.tools, search, cfg.search)
+    check_source_passages(search, cfg.search, _first_examples(cfg))
     if cfg.teacher == "scripted":
         settings = cfg.search.workers, cfg.max_searches, cfg.seed, cfg.thoughts, cfg.method
         return teachers.Scripted(tools, *settings)
@@ -205,8 +210,10 @@ def _first_examples(cfg: BuildTrajectoriesRun) -> list[RampExample]:
         return [from_json(RampExample, json.loads(line)) for line in itertools.islice(file, 8)]
 
 
-def run(cfg: BuildTrajectoriesRun) -> dict[str, Any]:
+def run(cfg: BuildTrajectoriesRun, *, may_be_empty: bool = False) -> dict[str, Any]:
     """Builds or resumes the demonstrations; counts in, kept by task, rejected by reason.
+
+    may_be_empty: none accepted is an answer too, and no RejectedError.
 
     Raises RejectedError when more was rejected than `max_rejected`, or all, FailedError when more
     failed than `max_failed`, or no reply could be read, llm.JobError when the endpoint takes no
@@ -226,32 +233,39 @@ def run(cfg: BuildTrajectoriesRun) -> dict[str, Any]:
     if finished is not None and not attempts.failures(finished["rejected"]):
         return finished
     with ProcessLock(folder):
-        return _build(cfg, inputs, output, made_from)
+        return _build(cfg, inputs, output, made_from, may_be_empty)
 
 
 def _build(
-    cfg: BuildTrajectoriesRun, inputs: Mapping[str, Path], output: Path, made_from: str
+    cfg: BuildTrajectoriesRun,
+    inputs: Mapping[str, Path],
+    output: Path,
+    made_from: str,
+    may_be_empty: bool,
 ) -> dict[str, Any]:
     folder = Path(cfg.folder)
     summary_path = _counts_path(output, cfg.kinds)
     written_files = _written(output)
     parts = output.with_suffix(".parts") / made_from
-    with contextlib.closing(make_teacher(cfg)) as teacher:
+    search = open_tool(cfg.search)
+    with contextlib.closing(make_teacher(cfg, search)) as teacher:
         _begin(cfg, output, made_from)
         stands = output.is_file()
         _drop_others(parts, cfg.kinds)
+        attempts.drop_of_other_index(parts, index_served(search, cfg.search))
         try:
             counts = [_solve(cfg, kind, path, teacher, parts) for kind, path in inputs.items()]
             attempts.check_failures(parts, counts, cfg.max_failed)
             kept = list(_kept(cfg, parts, inputs))
-            if not kept and cfg.teacher != "local":  # of a student's, what asks for them decides
+            if not kept:
                 attempts.check_some(parts, counts, output)
         except attempts.RejectedError as error:
-            if not (unread := teacher.forget_unread()):
+            if unread := teacher.forget_unread():
+                for path in parts.glob("*.json"):  # so that all attempts are made again
+                    path.unlink()
+                raise attempts.RejectedError(f"{error}; {unread}") from error
+            if not (may_be_empty and isinstance(error, attempts.NoneKeptError)):
                 raise
-            for path in parts.glob("*.json"):  # so that all attempts are made again
-                path.unlink()
-            raise attempts.RejectedError(f"{error}; {unread}") from error
         figures = teacher.figures()
     summary = _summary(counts, kept, _sources(inputs)) | ({"paid": figures} if figures else {})
     others = [kind for kind in KINDS if kind not in cfg.kinds]

@@ -26,7 +26,7 @@ from etils import epath
 from masksearch_jax.core import stamp
 from masksearch_jax.core.config import EvalRun
 from masksearch_jax.core.errors import UserError, check_given
-from masksearch_jax.core.files import write_json, write_lines, writing
+from masksearch_jax.core.files import write_json
 from masksearch_jax.core.retrieval import SearchTool
 from masksearch_jax.core.tokenizer import Vocab
 from masksearch_jax.core.tools import Instructions, Toolbox, check_budgets
@@ -37,6 +37,7 @@ from masksearch_jax.evals import (
     checks,
     difficulty,
     endpoint,
+    outcome,
     provenance,
     results,
     rows,
@@ -48,7 +49,7 @@ from masksearch_jax.evals.controls import ShuffledSearch
 from masksearch_jax.evals.fanoutqa import Lemmatizer
 from masksearch_jax.evals.items import SOURCE_HIDDEN, Item, chosen, items_of
 from masksearch_jax.evals.lost import Lost, check_share, named
-from masksearch_jax.evals.results import RESULTS, Bootstrap, Scored
+from masksearch_jax.evals.results import RESULTS, Bootstrap
 from masksearch_jax.evals.rows import TRAJECTORIES
 from masksearch_jax.evals.suites import Suite
 from masksearch_jax.models import likelihood
@@ -66,26 +67,22 @@ from masksearch_jax.rollout.model import Policy
 from masksearch_jax.runtime import agent_settings, cli, run_record, storage
 from masksearch_jax.runtime.process import process_count, process_index
 from masksearch_jax.runtime.progress import Progress
-from masksearch_jax.runtime.row_log import RowLog
-from masksearch_jax.search.open import check_named, check_source_passages, open_tool
+from masksearch_jax.search.open import (
+    SERVICES,
+    check_named,
+    check_source_passages,
+    index_served,
+    open_tool,
+)
 from masksearch_jax.search.tool import NoSearch
 from masksearch_jax.tools.registry import instructions_of, open_tools
 from masksearch_jax.training.supervisor import Preemption
 
-VERSION = 2  # of the form of eval.json
 CHOICES = "choices.partial.json"
 _BATCH = 16  # rows whose likelihood is computed at once
 
 Tools = Mapping[str, SearchTool]
 Choices = dict[str, list[int]]  # of each suite the places of its examples that are asked
-
-
-class Worklist(NamedTuple):
-    """What is asked: suites with the places of their items, the items, and those lost before."""
-
-    places: Sequence[tuple[Suite, Sequence[int]]]
-    items: list[Item]
-    lost: list[Lost]
 
 
 # ---- what is asked
@@ -162,7 +159,7 @@ def worklist_of(
     choices: Choices,
     vocab: Vocab | None,
     about: Sequence[Instructions] = prompt.SEARCH_ALONE,
-) -> Worklist:
+) -> outcome.Worklist:
     """The items of all suites and methods. Raises what `items_of` raises."""
     places = [(suite, choices[suite.name]) for suite in loaded]
     lemmatize = lemmatizer_of(cfg, loaded)
@@ -171,7 +168,7 @@ def worklist_of(
     )
     if lost and process_index() == 0:
         print(f"  left out {len(lost)} items: {named(lost)}", file=sys.stderr)
-    return Worklist(places, items, lost)
+    return outcome.Worklist(places, items, lost)
 
 
 # ---- asking
@@ -309,12 +306,17 @@ def run(cfg: EvalRun, model: Policy | None = None) -> JsonObject:
     workdir.mkdir(parents=True, exist_ok=True)
     with FolderLock(workdir), SharedLog(workdir, _name) as log:
         content |= hosts.from_first(lambda: endpoint.content_of(cfg))
-        begun, is_finished = hosts.from_first(lambda: resume(cfg, workdir, content, log.rows))
-        if begun and is_finished:
+        # Nothing is asked of the search service of an evaluation that is finished.
+        is_finished = hosts.from_first(lambda: outcome.is_finished(workdir))
+        tools = {} if is_finished else tools_of(cfg, loaded)
+        content |= hosts.from_first(lambda: index_of(cfg, workdir, tools))
+        begun = hosts.from_first(lambda: outcome.is_begun(workdir, log.rows))
+        if begun:
+            hosts.from_first(lambda: run_record.resume(workdir, cfg, additions.keys(), content))
+        if is_finished:
             return hosts.from_first(lambda: finished(cfg, workdir, log))
         has_endpoint = bool(cfg.endpoint.base_url)
         vocab = None if has_endpoint else vocabulary(cfg)
-        tools = tools_of(cfg, loaded)
         toolbox = open_tools(cfg.tools, NoSearch(), cfg.search)
         choices = hosts.from_first(lambda: choose_once(cfg, workdir, loaded, tools, begun))
         worklist = worklist_of(cfg, loaded, choices, vocab, toolbox.instructions)
@@ -333,22 +335,8 @@ def run(cfg: EvalRun, model: Policy | None = None) -> JsonObject:
             tools.get("agent") or tools.get("rag") or tools.get("random"),
         )
         more = functools.partial(difficulty_of, cfg, workdir, loaded, tools, ours)
-        hosts.from_first(lambda: write(cfg, workdir, worklist, made_by, log.rows, more))
+        hosts.from_first(lambda: outcome.write(cfg, workdir, worklist, made_by, log.rows, more))
         return hosts.from_first(lambda: finished(cfg, workdir, log))
-
-
-def resume(
-    cfg: EvalRun, workdir: epath.Path, content: Mapping[str, str], log: RowLog
-) -> tuple[bool, bool]:
-    """Whether the folder holds this evaluation, begun before, and whether one that is finished.
-
-    Raises ConfigError where it is one with other settings.
-    """
-    is_finished = (workdir / RESULTS).exists()
-    begun = run_record.read(workdir) is not None and (len(log) > 0 or is_finished)
-    if begun:
-        run_record.resume(workdir, cfg, additions.keys(), content)
-    return begun, is_finished
 
 
 def finished(cfg: EvalRun, workdir: epath.Path, log: SharedLog) -> JsonObject:
@@ -381,6 +369,18 @@ def content_of(cfg: EvalRun) -> dict[str, str]:
     return {"data": suites.content(cfg.data), "init": storage.fingerprint(cfg.init).hex()}
 
 
+def index_of(cfg: EvalRun, workdir: epath.Path, tools: Tools) -> dict[str, str]:
+    """What tells the index of a search service from others, where a method asks the service.
+
+    tools: those of an evaluation that is under way; of one that is finished its record says it.
+    """
+    if not tools:
+        content = run_record.read(workdir)["content"]
+        return {key: content[key] for key in SERVICES.values() if key in content}
+    asking = [tool for method, tool in tools.items() if kind_of(cfg, method) == cfg.search.kind]
+    return next(filter(None, (index_served(tool, cfg.search) for tool in asking)), {})
+
+
 def _row(sampled: sampling.Sampled, attempts: int, model: Model | None) -> JsonObject:
     """A line of trajectories.jsonl."""
     item, trajectory = sampled.item, sampled.trajectory
@@ -398,53 +398,6 @@ def _row(sampled: sampling.Sampled, attempts: int, model: Model | None) -> JsonO
 
 def _name(row: Mapping[str, Any]) -> tuple[str, str, str]:
     return row["suite"], row["method"], row["example_id"]
-
-
-def write(
-    cfg: EvalRun,
-    workdir: epath.Path,
-    worklist: Worklist,
-    made_by: JsonObject,
-    log: RowLog,
-    more: Callable[[], JsonObject],
-) -> None:
-    """Writes trajectories.jsonl in the order of the items, lost.jsonl and eval.json.
-
-    more: what else eval.json has, made of trajectories.jsonl. eval.json comes last: with it the
-    evaluation is whole.
-    """
-    scored = [i for i in worklist.items if i.name in log]
-    by_place: dict[tuple[str, str], list[Scored]] = {}
-    with writing(workdir / TRAJECTORIES) as file:
-        for item, line in zip(scored, log.lines(i.name for i in scored), strict=True):
-            file.write(line)
-            place = item.suite, item.method
-            by_place.setdefault(place, []).append(rows.row_of(json.loads(line)).scored)
-    write_lines(workdir / "lost.jsonl", (json.dumps(i._asdict()) for i in worklist.lost))
-    whole = summary(cfg, worklist, by_place) | {"provenance": made_by} | more()
-    write_json(workdir / RESULTS, whole)
-
-
-def summary(
-    cfg: EvalRun, worklist: Worklist, by_place: Mapping[tuple[str, str], Sequence[Scored]]
-) -> JsonObject:
-    """eval.json without what made it."""
-    how = Bootstrap(cfg.eval.bootstrap, cfg.eval.seed)
-    found: JsonObject = {"version": VERSION, "results": {}, "average": {}, "breakdown": {}}
-    for (suite, method), items in by_place.items():
-        lost = Counter(i.reason for i in worklist.lost if i[:2] == (suite, method))
-        cells = results.summarise([i.scores for i in items], how, lost)
-        found["results"].setdefault(suite, {})[method] = cells
-        found["breakdown"].setdefault(suite, {})[method] = results.breakdown(items, how)
-    named_metrics = {s.name: s.metric for s, _ in worklist.places}
-    found["average"] = results.average(by_place, named_metrics, how)
-    found["suites"] = {
-        suite.name: provenance.suite_of(
-            suite, len(numbers), worklist.lost, results.failures(by_place, suite.name)
-        )
-        for suite, numbers in worklist.places
-    }
-    return found
 
 
 # ---- what makes a span hard

@@ -21,6 +21,7 @@ from masksearch_jax import build_trajectories, evaluate, report, train_sft
 from masksearch_jax.agents import attempts
 from masksearch_jax.agents import selection as logic
 from masksearch_jax.agents.llm_client import check_endpoint
+from masksearch_jax.agents.scripted_teacher import Rejection
 from masksearch_jax.agents.selection import EvolveConfig, StudentConfig
 from masksearch_jax.core import config as c
 from masksearch_jax.core.corpus_config import CorpusConfig, RampConfig, idle_by_text
@@ -43,9 +44,10 @@ from masksearch_jax.recipes.stage_folder import REPORT, StageFolder, Usage
 from masksearch_jax.runtime import cli, run_record
 from masksearch_jax.tools.registry import instructions_of
 
-# Files of an iteration: examples sampled on, what the judge accepted, what was kept of it, and all
-# demonstrations so far.
+# Files of an iteration: examples sampled on, what the judge accepted and what not, what was kept,
+# and all demonstrations so far.
 POOL, ACCEPTED = "pool/ramp/train.jsonl", "pool/demonstrations/train.jsonl"
+REJECTED = "pool/demonstrations/train.rejected.jsonl"
 NEW, ALL = "new.jsonl", "data/demonstrations/train.jsonl"
 
 
@@ -174,7 +176,7 @@ def sample(run: Run, n: int) -> dict[str, Any]:
             "config.evolve.iterations, or give more text"
         )
     write_jsonl(folder / POOL, pool.examples)
-    made = build_trajectories.run(teaching(run, n))
+    made = build_trajectories.run(teaching(run, n), may_be_empty=n > 0)
     if failed := attempts.failures(made["rejected"]):
         steps.log(f"{sum(failed.values())} of {made['tried']} attempts failed: {failed}")
     accepted = run.read(n, ACCEPTED, Demonstration)
@@ -183,10 +185,11 @@ def sample(run: Run, n: int) -> dict[str, Any]:
     write_jsonl(folder / NEW, kept)
     write_jsonl(folder / ALL, merged)
     link(run.data / "ramp", folder / "data" / "ramp")
-    samples = cfg.samples if n else 1
     figures = {
         "pool": {"new": len(pool.new), "hard": len(pool.hard), "given_up": len(pool.given_up)},
-        "acceptance": logic.acceptance(pool.examples, accepted, samples),
+        "acceptance": logic.acceptance(
+            pool.examples, accepted, samples_in(run, n), failed_in(run, n)
+        ),
         "rejected": made["rejected"],
         "dropped": dropped | {"known before": known},
         "kept": len(kept),
@@ -200,6 +203,22 @@ def sample(run: Run, n: int) -> dict[str, Any]:
     return {"figures": figures, "collapsed": collapsed, "paid": made.get("paid", {})}
 
 
+def samples_in(run: Run, n: int) -> int:
+    """Trajectories of each example in an iteration."""
+    return run.cfg.evolve.samples if n else 1
+
+
+def failed_in(run: Run, n: int) -> Counter[str]:
+    """Example id → its attempts in an iteration that ended for no fault of the model."""
+    return Counter(r.example_id for r in run.read(n, REJECTED, Rejection) if not r.is_final)
+
+
+def tried_in(run: Run, n: int) -> list[str]:
+    """The examples of an iteration of which one attempt at least did not fail."""
+    failed, samples = failed_in(run, n), samples_in(run, n)
+    return [e.id for e in run.read(n, POOL, RampExample) if failed[e.id] < samples]
+
+
 def choose_pool(run: Run, n: int) -> logic.Pool:
     """The examples of an iteration: the teacher's, or new and hard ones for the student."""
     cfg = run.cfg.evolve
@@ -209,7 +228,7 @@ def choose_pool(run: Run, n: int) -> logic.Pool:
         return logic.Pool(tuple(few), (), ())
     examples = read_jsonl(run.data / "ramp" / f"{cfg.split}.jsonl", RampExample)
     past = range(int(cfg.split != "train"), n)  # the teacher's examples too, where they are of it
-    tried = Counter(e.id for i in past for e in run.read(i, POOL, RampExample))
+    tried = Counter(example_id for i in past for example_id in tried_in(run, i))
     solved = {d.example_id for i in past for d in run.read(i, ACCEPTED, Demonstration)}
     limits = {"size": cfg.pool_size, "hard_share": cfg.hard_share, "max_tries": cfg.max_tries}
     return logic.next_pool(examples, tried, solved, **limits)

@@ -54,8 +54,10 @@ class QuickstartRun(RecipeRun):
         False,
         (
             "Train another model on questions alone too, from the same random weights: as many "
-            "updates of SFT as both stages have, and as many steps of DAPO."
+            "updates of SFT as both stages have, and as many steps of DAPO. A run that has ended "
+            "goes on with it."
         ),
+        harmless=True,  # to all that is made without it
     )
     report_trajectories: int = key(3000, "Trajectories shown in the report, at most.", least=0)
 

@@ -55,7 +55,12 @@ from masksearch_jax.rollout.engine import Engine
 from masksearch_jax.runtime import cli, storage
 from masksearch_jax.runtime.metric_writer import MetricWriter
 from masksearch_jax.runtime.progress import Progress
-from masksearch_jax.search.open import check_named, check_source_passages, open_tool
+from masksearch_jax.search.open import (
+    check_named,
+    check_source_passages,
+    index_served,
+    open_tool,
+)
 from masksearch_jax.tools.registry import instructions_of, open_tools
 from masksearch_jax.training import run_folder, train_state
 from masksearch_jax.training.alarms import RolledBack, read_rollbacks, roll_back
@@ -234,12 +239,14 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
     prompts.is_resting = pass_rates.is_resting if dapo.rest_steps else None
 
     compared = pinned(cfg.init, cfg.model) if has_reference(dapo) else ""
-    is_asked = judge and not own_model and jax.process_index() == 0
+    served = index_served(search, cfg.search)
+    if judge and not own_model and jax.process_index() == 0:
+        served |= {SERVED: served_of(cfg.judge)}
     folder = run_folder.open_run_folder(
         given,
         "dapo.steps",
         compared=compared,
-        served={SERVED: served_of(cfg.judge)} if is_asked else None,
+        served=served,
     )
     if jax.process_index() == 0:
         left_out.write(prompts, cfg, workdir)

@@ -29,7 +29,7 @@ ROOMS = {
     "training": {"core", "runtime", "parallel"},
     "models": {"core", "runtime", "parallel", "training"},
     "rollout": {"core", "runtime", "parallel"},
-    "rl": {"core", "data", "parallel", "rollout", "training"},
+    "rl": {"core", "runtime", "data", "parallel", "rollout", "training"},
     "planning": {"core", "parallel"},
     "agents": {"core", "runtime", "parallel", "data", "models", "rollout", "search", "ramp"},
 }
@@ -94,7 +94,7 @@ MAY_IMPORT = {
     "transformers": {"core.tokenizer", "models.reload_check"},
     "tantivy": {"search.term_index", "search.words"},
     "usearch": {"search.nearest", "search.vectors"},
-    "openai": {"agents.llm_client"},
+    "openai": {"agents.llm_client", "agents.llm_errors"},
     "opensearchpy": {"search.opensearch"},
     "anyio": {"runtime.http_service", "rollout.server"},
     "starlette": {"runtime.http_service", "search.server"},

@@ -26,6 +26,7 @@ from masksearch_jax.core.types import (
     Segment,
     Turn,
 )
+from masksearch_jax.runtime.call_pool import AsyncCalls
 
 T = TypeVar("T")
 
@@ -60,8 +61,9 @@ class _Work:
 
     task: str
     llm: LLM
-    tools: Toolbox | None  # None: for the judge alone
+    tools: Toolbox | None  # None, and no calls: for the judge alone
     cfg: TeacherConfig
+    calls: AsyncCalls | None = None
     source: str = ""  # passage that the example masks, if any
     segments: list[Segment] = dataclasses.field(default_factory=list)
     turns: list[Turn] = dataclasses.field(default_factory=list)
@@ -91,18 +93,17 @@ class _Work:
 
 
 async def demonstrate_llm(
-    example: Example, llm: LLM, tools: Toolbox, cfg: TeacherConfig
+    example: Example, llm: LLM, tools: Toolbox, cfg: TeacherConfig, calls: AsyncCalls
 ) -> Demonstration | Rejection:
     """A solved example in the grammar of `markup`, or why there is none (one of REASONS).
 
     Each turn is the thought of the planner or observer, then the rewriter's queries (the first
     `search.max_queries` of three or more), a call of another tool or the answer. Raises
     llm.JobError when the budget is spent or the endpoint refuses; replies so far are cached, so a
-    later call goes on from there.
+    later call goes on from there. `calls` is how the tools are called.
     """
-    work = _Work(
-        dialogue.task_text(example, cfg.language), llm, tools, cfg, retrieval.source_of(example)
-    )
+    task, source = dialogue.task_text(example, cfg.language), retrieval.source_of(example)
+    work = _Work(task, llm, tools, cfg, calls, source)
     try:
         thought, answer = await _research(work)
         await _check(work, example, answer)
@@ -128,10 +129,12 @@ async def demonstrate_all(
 ) -> list[Demonstration | Rejection]:
     """`demonstrate_llm` of each, in order; `done` hears of each when it is.
 
-    As many examples are in progress as keep the endpoint busy. Once one raises, or `done` does, no
-    other begins, those in progress end, and the first error is raised.
+    As many examples are in progress as keep the endpoint busy, and `search.workers` calls of tools.
+    Once one raises, or `done` does, no other begins, those in progress end, and the first error is
+    raised.
     """
     gate = asyncio.Semaphore(2 * llm.cfg.concurrency)  # one searches while another asks
+    calls = AsyncCalls(cfg.search.workers, cfg.search.timeout)
     errors: list[Exception] = []
 
     async def one(example: Example) -> Demonstration | Rejection | None:
@@ -139,14 +142,17 @@ async def demonstrate_all(
             if errors:
                 return None
             try:
-                outcome = await demonstrate_llm(example, llm, tools, cfg)
+                outcome = await demonstrate_llm(example, llm, tools, cfg, calls)
                 done(outcome)
             except Exception as error:
                 errors.append(error)
                 return None
             return outcome
 
-    outcomes = await asyncio.gather(*map(one, examples))
+    try:
+        outcomes = await asyncio.gather(*map(one, examples))
+    finally:
+        calls.close()
     if errors:
         raise errors[0]
     return outcomes
@@ -230,11 +236,13 @@ async def _turn(work: _Work, thought: str, tool: str, requests: Sequence[str]) -
 
 
 async def _ask_tool(work: _Work, tool: str, requests: Sequence[str]) -> Result:
+    assert work.calls is not None
+    call = functools.partial(work.toolbox[tool].call, requests, work.source)
     try:
-        async with asyncio.timeout(work.cfg.search.timeout):
-            return await asyncio.to_thread(work.toolbox[tool].call, requests, work.source)
+        return await work.calls(call)
     except (RuntimeError, OSError) as error:  # SearchError, ToolError; TimeoutError is the other
-        raise _RejectedError("search_failed", f"{type(error).__name__}: {error}") from error
+        said = str(error) or f"no result in {work.cfg.search.timeout:g} s"
+        raise _RejectedError("search_failed", f"{type(error).__name__}: {said}") from error
 
 
 async def judge_all(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import shutil
+import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +16,7 @@ from masksearch_jax.agents.outcomes import grouped, listed, named, unanswerable
 from masksearch_jax.agents.scripted_teacher import NOT_FINAL, Rejection
 from masksearch_jax.core import stamp
 from masksearch_jax.core.errors import UserError
+from masksearch_jax.core.files import write_text
 from masksearch_jax.core.jsonl import read_jsonl, write_jsonl
 from masksearch_jax.core.types import Demonstration, Example, has_answer
 from masksearch_jax.runtime.progress import Progress
@@ -21,6 +24,10 @@ from masksearch_jax.runtime.progress import Progress
 
 class RejectedError(UserError):
     """More attempts gave no demonstration than `max_rejected` allows."""
+
+
+class NoneKeptError(RejectedError):
+    """Not one attempt gave a demonstration."""
 
 
 class FailedError(UserError):
@@ -53,13 +60,30 @@ def check_failures(parts: Path, counts: list[dict[str, Any]], allowed: float) ->
 
 
 def check_some(parts: Path, counts: list[dict[str, Any]], output: Path) -> None:
-    """Raises RejectedError where attempts were made, for a call of which not one gave anything."""
+    """Raises NoneKeptError where attempts were made, for a call of which not one gave anything."""
     if tried := sum(c["tried"] for c in counts):
         counted, first = named(rejected_in(parts))
-        raise RejectedError(
+        raise NoneKeptError(
             f"none of {tried} attempts gave a demonstration ({listed(counted)}); the first: "
             f"{first}; all are named in {parts}/*.rejected.jsonl, and {output} stays as it was"
         )
+
+
+def drop_of_other_index(parts: Path, served: Mapping[str, str]) -> None:
+    """Deletes what an earlier session made by another index that the service searched."""
+    path = parts / "index.txt"
+    for name, fingerprint in served.items():
+        before = path.read_text(encoding="utf-8") if path.is_file() else fingerprint
+        if before != fingerprint:
+            print(
+                f"  config.{name} searches another index than before ({before} → {fingerprint}): "
+                "what an earlier session has solved is solved again",
+                file=sys.stderr,
+                flush=True,
+            )
+            shutil.rmtree(parts)
+        parts.mkdir(parents=True, exist_ok=True)
+        write_text(path, fingerprint)
 
 
 class Part:

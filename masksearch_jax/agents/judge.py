@@ -113,9 +113,11 @@ class Judge:
             self._llm = self._own_model
             return self
         try:
-            self._llm = await self._open.enter_async_context(LLM(self._cfg, "config.judge"))
+            llm = await self._open.enter_async_context(LLM(self._cfg, "config.judge"))
+            await llm.served()  # now, while a judge that is down ends what has not begun
         except JobError as error:
             raise JudgeError(f"the judge: {error}") from error
+        self._llm = llm
         return self
 
     async def __aexit__(self, *_: object) -> None:

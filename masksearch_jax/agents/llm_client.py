@@ -11,22 +11,16 @@ import asyncio
 import dataclasses
 import functools
 import json
+import math
 import os
-import random
-import re
 import weakref
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
 from etils import epy
 
-from masksearch_jax.agents.llm_answers import (
-    UselessError,
-    as_object,
-    fingerprint_of,
-    pause_of,
-    read_reply,
-)
+from masksearch_jax.agents import llm_errors
+from masksearch_jax.agents.llm_answers import UselessError, fingerprint_of, read_reply
 from masksearch_jax.agents.llm_cache import Paid, Replies, RepliesError, Stored, key_of
 from masksearch_jax.core.errors import ConfigError, check_given
 from masksearch_jax.core.llm_config import LLMConfig
@@ -37,15 +31,8 @@ with epy.lazy_imports():  # it takes more than a second, and the other teachers 
 T = TypeVar("T")
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
 
-_RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
 _QUOTED = 200  # characters of a reply that an error shows
-_HOPELESS = frozenset({401, 402})  # wrong key, no money: no call will get a reply
-# The same, as OpenAI says it with other statuses: a 429 that no wait can help, a 400.
-_HOPELESS_CODES = frozenset(
-    {"insufficient_quota", "billing_not_active", "billing_hard_limit_reached"}
-)
 OUTAGE = 200  # failures of a job with no other outcome between them: a service is down
-_DETAIL = 300  # characters of an error without a sentence
 _FIRST = 8  # calls of a job; where none of them gets a reply, no other will
 _REFUSALS = 8  # calls in a row that are refused; then all are
 _OF_THE_REQUEST = frozenset({400, 413, 422})  # what is asked may be to blame: its words, its length
@@ -136,6 +123,7 @@ class LLM:
         self._stopped: JobError | None = None
         self._begun = self._first_failed = 0  # calls; and of the first ones, those without a reply
         self._refused = 0  # calls since the last good reply
+        self._replied = -math.inf  # when any call last got a reply, on the loop's clock
         self._served: asyncio.Future[str] | None = None  # of `served`, once somebody asks
         # One lock per question, so that two who ask the same pay once.
         self._locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
@@ -189,7 +177,7 @@ class LLM:
                 sent = await self._client.models.with_raw_response.list()
                 return fingerprint_of(json.loads(sent.http_response.content), self.cfg.model)
         except openai.APIStatusError as error:
-            if error.status_code in _RETRIED:
+            if error.status_code in llm_errors.RETRIED:
                 raise
         except (ValueError, RecursionError):
             pass
@@ -198,10 +186,11 @@ class LLM:
     async def complete(self, messages: Sequence[Message], sample: int = 0) -> Reply:
         """The reply to a conversation, from the cache if it was ever asked.
 
-        `sample` tells apart independent replies to the same messages. Raises LLMError (with the
-        cause) when there is no reply in time, BudgetError when the budget could not cover one,
-        JobError when asking anything more is useless; after that every reply that is not in the
-        cache raises the same, while those in flight come in and are kept.
+        `sample` tells apart independent replies to the same messages. The deadline of a call begins
+        with its turn among `concurrency`, for which it waits while others get replies. Raises
+        LLMError (with the cause) when there is no reply in time, BudgetError when the budget could
+        not cover one, JobError when asking anything more is useless; after that every reply that is
+        not in the cache raises the same, while those in flight come in and are kept.
         """
         request = self._request(messages)
         try:
@@ -279,7 +268,7 @@ class LLM:
             before = self._replies.failure(key)
             self._replies.keep_failure(key, request, str(error))
             self._first_failed += first
-            status = _refusal(error)
+            status = llm_errors.refusal(error)
             self._refused += bool(status) and not (
                 status in _OF_THE_REQUEST and before == str(error)
             )
@@ -308,24 +297,50 @@ class LLM:
         end = clock() + self.cfg.deadline
         for attempt in range(self.cfg.retries + 1):
             try:
-                async with asyncio.timeout_at(end), self._gate:
-                    await self._wait_for_pause(end)
-                    return await attempt_once()
+                queued = clock()
+                await self._take_turn()
+                try:
+                    end += clock() - queued  # waiting for its turn is our doing
+                    async with asyncio.timeout_at(end):
+                        await self._wait_for_pause(end)
+                        found = await attempt_once()
+                finally:
+                    self._gate.release()
+                self._replied = clock()
+                return found
             except (openai.APIError, TimeoutError, UselessError) as error:
-                if _is_hopeless(error):
-                    raise JobError(f"{self.cfg.base_url}: {_name(error)}") from error
-                if not _is_worth_retrying(error) or attempt == self.cfg.retries:
-                    raise LLMError(f"{_name(error)} after {attempt + 1} attempt(s)") from error
-                wait, asked = _wait(error, self.cfg.backoff * 2**attempt)
+                said = llm_errors.name(error)
+                if llm_errors.is_hopeless(error):
+                    raise JobError(f"{self.cfg.base_url}: {said}") from error
+                if not llm_errors.is_worth_retrying(error) or attempt == self.cfg.retries:
+                    raise LLMError(f"{said} after {attempt + 1} attempt(s)") from error
+                wait, asked = llm_errors.wait(error, self.cfg.backoff * 2**attempt)
                 self._pause = max(self._pause, clock() + asked)
                 if clock() + wait >= end:
                     raise LLMError(
-                        f"{_name(error)}; the next attempt in {wait:.1f} s would pass the "
+                        f"{said}; the next attempt in {wait:.1f} s would pass the "
                         f"deadline of {self.cfg.deadline:g} s"
                     ) from error
             self.usage.retries += 1
             await asyncio.sleep(wait)
         raise AssertionError("unreachable: the last attempt returns or raises")
+
+    async def _take_turn(self) -> None:
+        """Acquires the gate; LLMError once no call has had a reply for as long as the deadline."""
+        clock = asyncio.get_running_loop().time
+        began = clock()
+        while True:
+            end = max(began, self._replied) + self.cfg.deadline
+            try:
+                async with asyncio.timeout_at(end):
+                    await self._gate.acquire()
+                    return
+            except TimeoutError as error:
+                if clock() >= max(began, self._replied) + self.cfg.deadline:
+                    raise LLMError(
+                        f"no call got a reply in {self.cfg.deadline:g} s, and this one waited for "
+                        "its turn"
+                    ) from error
 
     async def _wait_for_pause(self, end: float) -> None:
         """Until the time that a Retry-After named, to whichever call; LLMError if past `end`."""
@@ -350,7 +365,7 @@ class LLM:
         finally:
             self._reserved -= self.cfg.max_tokens
             self._settled.set()
-        _check_no_error(answer, sent.http_response)
+        llm_errors.check_no_error(answer, sent.http_response)
         reply = read_reply(answer)
         if not (reply.text or reply.is_cut or self._takes_empty):
             self._replies.add_cost(reply.prompt_tokens, reply.completion_tokens)
@@ -410,79 +425,3 @@ def _budget(cfg: LLMConfig) -> str:
     limits = [f"{cfg.budget} tokens"] if cfg.budget else []
     limits += [f"{cfg.max_cost:g} in money"] if cfg.max_cost else []
     return " or ".join(limits)
-
-
-def _check_no_error(answer: Any, response: Any) -> None:
-    """Raises what an error in the place of a reply, though sent with 200, says it is.
-
-    With a status as its code, or one that says that no call will be answered, it is an
-    APIStatusError; else worth another attempt.
-    """
-    answer = as_object(answer)
-    choices = answer.get("choices")
-    first = as_object(choices[0]) if isinstance(choices, list) and choices else {}
-    error = answer.get("error") or first.get("error")
-    is_error = answer.get("object") == "error" or not choices
-    if not error and is_error and (answer.get("message") or answer.get("detail")):
-        error = answer
-    if not error:
-        return
-    found = as_object(error)
-    said = found.get("message") or found.get("detail") or error
-    said = said if isinstance(said, str) else json.dumps(said)
-    code = str(found.get("code") or found.get("status"))
-    failure = openai.APIStatusError(said, response=response, body=error)
-    if re.fullmatch("[45][0-9][0-9]", code):
-        failure.status_code = int(code)
-    elif not _is_hopeless(failure):
-        raise UselessError(f"an error in place of a reply: {said}")
-    raise failure
-
-
-def _is_hopeless(error: Exception) -> bool:
-    """Whether every other call would fail too."""
-    return isinstance(error, openai.APIStatusError) and (
-        error.status_code in _HOPELESS or not _HOPELESS_CODES.isdisjoint((error.code, error.type))
-    )
-
-
-def _refusal(error: LLMError) -> int:
-    """The status by which a call was refused for good; 0 for an error that may pass."""
-    cause = error.__cause__
-    if not isinstance(cause, openai.APIStatusError) or not 400 <= cause.status_code < 500:
-        return 0
-    return 0 if cause.status_code in _RETRIED else cause.status_code
-
-
-def _is_worth_retrying(error: Exception) -> bool:
-    if isinstance(error, openai.APIStatusError):
-        return error.status_code in _RETRIED
-    return isinstance(error, openai.APIConnectionError | TimeoutError | UselessError)
-
-
-def _wait(error: Exception, backoff: float) -> tuple[float, float]:
-    """Seconds before the next attempt (spread by up to a half), and those the endpoint asks for."""
-    wait, asked = backoff * random.uniform(1.0, 1.5), 0.0
-    if isinstance(error, openai.APIStatusError):
-        asked = pause_of(error.response.headers.get("retry-after", ""))
-    return max(wait, asked), asked
-
-
-def _name(error: Exception) -> str:
-    if isinstance(error, openai.APIStatusError):
-        return f"HTTP {error.status_code}: {_sentence(error)}"
-    if isinstance(error, TimeoutError | openai.APITimeoutError):
-        return "no reply in time"
-    if isinstance(error, UselessError):
-        return str(error)
-    return f"{type(error).__name__}: {error}"
-
-
-def _sentence(error: Any) -> str:
-    """What the endpoint itself says of an error: its sentence, where the form is a usual one."""
-    said = error.body
-    for name in ("error", "message", "detail"):
-        said = said.get(name, said) if isinstance(said, dict) else said
-    if isinstance(said, str) and said.strip():
-        return said
-    return json.dumps(said)[:_DETAIL] if said else error.message

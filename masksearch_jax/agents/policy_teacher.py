@@ -117,10 +117,10 @@ class Student:
         return outcomes
 
     def figures(self) -> dict[str, Any]:
-        return {"judge": self._judge.figures()} if self._judge else {}
+        return self._judge.figures() if self._judge else {}
 
     def forget_unread(self) -> str:
-        return ""
+        return self._judge.llm.forget_unread() if self._judge else ""
 
     def close(self) -> None:
         self._engine.close()

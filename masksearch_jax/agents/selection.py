@@ -262,16 +262,26 @@ def next_pool(
 
 
 def acceptance(
-    examples: Iterable[RampExample], accepted: Iterable[Demonstration], samples: int
+    examples: Iterable[RampExample],
+    accepted: Iterable[Demonstration],
+    samples: int,
+    failed: Mapping[str, int],
 ) -> dict[str, dict[str, float]]:
-    """By number of masks and for `all`: trajectories sampled and accepted, examples and solved."""
+    """By number of masks and for `all`: trajectories sampled and accepted, examples and solved.
+
+    failed: id → attempts that ended for no fault of the model. These are no trajectories, and an
+    example that has no others is left out.
+    """
     masks = {e.id: str(e.k) for e in examples}
     by_id = Counter(d.example_id for d in accepted)
     rows: dict[str, Counter[str]] = defaultdict(Counter)
     for example_id, k in masks.items():
+        sampled = samples - failed.get(example_id, 0)
+        if not sampled:
+            continue
         for row in (rows[k], rows["all"]):
             row["examples"] += 1
-            row["sampled"] += samples
+            row["sampled"] += sampled
             row["accepted"] += by_id[example_id]
             row["solved"] += by_id[example_id] > 0
     return {

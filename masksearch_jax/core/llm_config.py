@@ -34,7 +34,10 @@ class LLMConfig:
     concurrency: int = key(32, "Requests in flight.", harmless=True, least=1)
     timeout: float = key(120.0, "Seconds of one attempt.", harmless=True, least=0.001)
     deadline: float = key(
-        600.0, "Seconds of one call, its retries and waits included.", harmless=True, least=0.001
+        600.0,
+        "Seconds of one call from its turn on, its retries and waits included.",
+        harmless=True,
+        least=0.001,
     )
     retries: int = key(6, "Attempts after the first.", harmless=True, least=0)
     backoff: float = key(
@@ -82,7 +85,10 @@ class JudgeConfig(LLMConfig):
     max_tokens: int = key(256, "Of one verdict with its reason.", least=1)
     timeout: float = key(60.0, "Seconds of one attempt.", harmless=True, least=0.001)
     deadline: float = key(
-        180.0, "Seconds of one verdict, its retries and waits included.", harmless=True, least=0.001
+        180.0,
+        "Seconds of one verdict from its turn on, its retries and waits included.",
+        harmless=True,
+        least=0.001,
     )
     retries: int = key(4, "Attempts after the first.", harmless=True, least=0)
     cache: str = key("runs/judge.sqlite", "SQLite file of the verdicts paid for.", harmless=True)

@@ -98,6 +98,7 @@ def prompt_batches(
     order = Order(manifest, curriculum, split, "prompt", seed, max_len, lessons)
     if not process_index:
         order.tell_absent()
+        order.tell_unused("rl")
     for lesson in range(order.lessons):
         mixture, size = order.size(lesson)
         if size < groups:

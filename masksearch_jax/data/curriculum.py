@@ -136,6 +136,18 @@ class Order:
                 flush=True,
             )
 
+    def tell_unused(self, split: str) -> None:
+        """A line on stderr where the tasks have records in `split`, and another one is read."""
+        splits = [self._manifest.tasks[task].get(split) for task in self.records]
+        unused = sum(found.records for found in splits if found)
+        if unused and split != self._split:
+            print(
+                f"  split {split!r} has {unused:,} records of the curriculum's tasks, and this run "
+                f"reads split {self._split!r}",
+                file=sys.stderr,
+                flush=True,
+            )
+
     @property
     def lessons(self) -> int:
         return len(self._lessons)

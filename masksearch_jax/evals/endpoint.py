@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import functools
 import os
 import time
 from collections import Counter
@@ -27,6 +28,7 @@ from masksearch_jax.data import methods
 from masksearch_jax.evals.results import RESULTS
 from masksearch_jax.evals.sampling import Asked, Sampled
 from masksearch_jax.runtime import run_record, storage
+from masksearch_jax.runtime.call_pool import AsyncCalls
 
 SERVED = "endpoint.model"  # the key whose content is told
 STYLE = "chat"  # of its prompts: the endpoint applies its own template
@@ -84,11 +86,13 @@ class EndpointSampler:
 
     async def _ask_all(self, asked: Sequence[Asked], each: Callable[[Sampled], bool]) -> None:
         gate = asyncio.Semaphore(self._cfg.endpoint.concurrency)
+        search = self._cfg.search
+        calls = AsyncCalls(search.workers, search.timeout)
         async with LLM(settings_of(self._cfg), takes_empty=True) as llm:
 
             async def one(item: Asked) -> Sampled:
                 async with gate:
-                    return await self._converse(llm, item)
+                    return await self._converse(llm, calls, item)
 
             tasks = [asyncio.ensure_future(one(item)) for item in asked]
             try:
@@ -101,8 +105,9 @@ class EndpointSampler:
                 for task in tasks:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
+                calls.close()
 
-    async def _converse(self, llm: LLM, asked: Asked) -> Sampled:
+    async def _converse(self, llm: LLM, tool_calls: AsyncCalls, asked: Asked) -> Sampled:
         """The trajectory of an item, and the tokens that its model wrote."""
         item, started = asked.item, time.perf_counter()
         information = asked.retrieved.information if asked.retrieved else ""
@@ -134,7 +139,7 @@ class EndpointSampler:
                 status = "out_of_turns"
             else:
                 calls[stop.kind] += 1
-                turn, found = await self._call(stop.kind, said, item.hidden)
+                turn, found = await self._call(tool_calls, stop.kind, said, item.hidden)
                 turns.append(turn)
                 if turn.error:
                     status = "tool_failure"
@@ -164,17 +169,18 @@ class EndpointSampler:
         most = self._budgets.get(tool, self._max_turns)
         return calls.total() < self._max_turns and calls[tool] < most
 
-    async def _call(self, name: str, said: str, hidden: str) -> tuple[Turn, str]:
+    async def _call(self, calls: AsyncCalls, name: str, said: str, hidden: str) -> tuple[Turn, str]:
         """A call as a turn, and what it says; a failed one has its error."""
         tool, started = self._tools[name], time.perf_counter()
         queries = markup.parse_queries(said, tool.max_requests, name)
         try:
             found = Result()
             if queries:
-                found = await asyncio.to_thread(tool.call, queries, hidden)
+                found = await calls(functools.partial(tool.call, queries, hidden))
         except (SearchError, ToolError, OSError) as error:
             seconds = time.perf_counter() - started
-            told = f"{type(error).__name__}: {error}"
+            why = str(error) or f"no result in {self._cfg.search.timeout:g} s"
+            told = f"{type(error).__name__}: {why}"
             return Turn(queries, (), (), seconds, told, tool=name), ""
         names = self._tools.names
         information, shown = markup.render_information(found.documents, tools=names)

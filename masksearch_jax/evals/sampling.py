@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -19,6 +18,7 @@ from masksearch_jax.data import methods
 from masksearch_jax.data.methods import Retrieved
 from masksearch_jax.evals.items import Item
 from masksearch_jax.evals.lost import Lost, LostItemsError, named
+from masksearch_jax.runtime.call_pool import Call, CallPool
 
 _AT_ONCE = 8  # retrievals that a worker is given together
 OUTAGE = 100  # items lost with none between them that was not: a service is down
@@ -87,26 +87,34 @@ def prepare(
     caller that hears of an outage, or of a preemption, need not wait for the others.
     """
 
-    def retrieved(item: Item) -> Asked | Sampled:
+    def retrieve(item: Item) -> Retrieved:
+        return methods.retrieve(
+            tool, item.example, search, item.hidden, functools.partial(fits, item)
+        )
+
+    def asked(item: Item, call: Call[Retrieved]) -> Asked | Sampled:
         try:
-            found = methods.retrieve(
-                tool, item.example, search, item.hidden, functools.partial(fits, item)
-            )
-        except (SearchError, OSError) as error:
+            return Asked(item, pool.wait(call, search.timeout))
+        except (SearchError, OSError) as error:  # TimeoutError is an OSError
             query = methods.query_of(item.example)
-            turn = Turn((query,), (), (), 0.0, f"{type(error).__name__}: {error}")
+            why = str(error) or f"no result in {search.timeout:g} s"
+            turn = Turn((query,), (), (), 0.0, f"{type(error).__name__}: {why}")
             return Sampled(item, ended(item, turn))
-        return Asked(item, found)
 
     if method != "rag":
         yield from map(Asked, items)
         return
-    with ThreadPoolExecutor(search.workers) as pool:
+    pool: CallPool[Retrieved] = CallPool(search.workers)
+    try:
         few = _AT_ONCE * search.workers
         for start in range(0, most, few):
             check()
             if goes_on():
-                yield from pool.map(retrieved, items[start : start + few])
+                some = items[start : start + few]
+                calls = [pool.submit(functools.partial(retrieve, item)) for item in some]
+                yield from map(asked, some, calls)
+    finally:
+        pool.close()
 
 
 def ended(item: Item, turn: Turn) -> Trajectory:

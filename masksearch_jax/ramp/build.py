@@ -28,7 +28,13 @@ from masksearch_jax.core.types import SPLITS, Passage, RampExample, from_json
 from masksearch_jax.corpus.passages import read_passages
 from masksearch_jax.corpus.tally import Tally
 from masksearch_jax.ramp import leakage, masking, spans
-from masksearch_jax.ramp.examples import RampStats, article_of, build_examples, check_settings
+from masksearch_jax.ramp.examples import (
+    BEYOND,
+    RampStats,
+    article_of,
+    build_examples,
+    check_settings,
+)
 from masksearch_jax.ramp.gazetteer import Gazetteer, Learner
 from masksearch_jax.ramp.llm_spans import FAILED
 from masksearch_jax.ramp.support import SupportedExtractor
@@ -154,9 +160,8 @@ def _none_of(passages: Sequence[Passage]) -> RampStats:
     """The counts of a part that is to give no example."""
     if not passages:
         return RampStats()
-    beyond = "beyond_max_examples"
     return RampStats(
-        len(passages), dropped={beyond: len(passages)}, example={beyond: passages[0].id}
+        len(passages), dropped={BEYOND: len(passages)}, example={BEYOND: passages[0].id}
     )
 
 
@@ -263,9 +268,9 @@ def _masked(
 def _check_answered(stats: RampStats, extractor: Any, max_failed: float) -> None:
     """Raises FailedError where the model that names spans failed for more than its share."""
     failed = stats.dropped.get(FAILED, 0)
-    if failed and (not stats.used or failed > max_failed * stats.paragraphs):
+    if failed and (not stats.used or failed > max_failed * stats.searched):
         raise FailedError(
-            f"the model that names spans gave no reply for {failed:,} of {stats.paragraphs:,} "
+            f"the model that names spans gave no reply for {failed:,} of {stats.searched:,} "
             f"passages, more than config.max_failed={max_failed:g} allows; the first: "
             f"{extractor.first_error}; once this is mended, the same command asks about these "
             "again and no others"

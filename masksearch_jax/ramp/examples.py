@@ -21,7 +21,10 @@ from masksearch_jax.corpus.tally import Tally
 from masksearch_jax.ramp import masking, spans
 from masksearch_jax.ramp.llm_spans import FAILED
 
-UNLINKED = "no_linked_spans"  # the reason of a paragraph
+# Reasons of a paragraph. The first three kinds are given before spans are looked for.
+REFUSALS = ("too_long", "too_short", "reserved_text")
+DUPLICATE, BEYOND = "duplicate", "beyond_max_examples"
+UNLINKED = "no_linked_spans"
 _BLOCK = 512  # paragraphs given to the extractor at once
 
 
@@ -61,6 +64,11 @@ class RampStats:
         """The inverse of `dataclasses.asdict` through JSON."""
         examples = {s: {int(k): n for k, n in by_k.items()} for s, by_k in obj["examples"].items()}
         return cls(**(obj | {"examples": examples}))
+
+    @property
+    def searched(self) -> int:
+        """Paragraphs in which spans were looked for."""
+        return self.paragraphs - sum(self.dropped.get(r, 0) for r in (*REFUSALS, DUPLICATE, BEYOND))
 
     def lines(self) -> list[str]:
         """The counts as text, one fact per line."""
@@ -137,7 +145,7 @@ def build_examples(
     tally = finder.tally
     tally.add(again)
     for passage in [*finder.waiting, *(u.paragraph for u in usable if u.paragraph.id not in used)]:
-        tally.drop("beyond_max_examples", passage.id)
+        tally.drop(BEYOND, passage.id)
     stats = RampStats(
         paragraphs=tally.seen,
         used=len(used),
@@ -238,7 +246,7 @@ class _Finder:
         for paragraph in block:
             key = (paragraph.title, paragraph.text)
             reason = refusal(paragraph, self._cfg, self._language)
-            reason = reason or ("duplicate" if key in self._seen else "")
+            reason = reason or (DUPLICATE if key in self._seen else "")
             if reason:
                 self.tally.drop(reason, paragraph.id)
             else:
@@ -256,7 +264,7 @@ class _Finder:
 
 
 def refusal(paragraph: Passage, cfg: RampConfig, language: str) -> str:
-    """Why a paragraph is not masked, or "": too_long | too_short | reserved_text."""
+    """Why a paragraph is not masked, one of `REFUSALS`, or ""."""
     if len(paragraph.text) > prose.MAX_CHARS:
         return "too_long"
     words = prose.length(paragraph.text, language)

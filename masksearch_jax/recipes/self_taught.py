@@ -61,7 +61,8 @@ def sample(
             teacher="local",
             language=cfg.corpus.language,
             student=student,
-        )
+        ),
+        may_be_empty=True,  # told below
     )
     accepted = read_jsonl(folder / "pool" / DEMONSTRATIONS, Demonstration)
     kept, dropped = selection.select(accepted, EvolveConfig().per_example, cfg.seed)

@@ -28,7 +28,7 @@ from masksearch_jax.data.prompt import question_text
 from masksearch_jax.parallel import hosts
 from masksearch_jax.rl import rewards
 from masksearch_jax.rl.rewards import RewardTerms
-from masksearch_jax.rollout.search_pool import SearchPool
+from masksearch_jax.runtime.call_pool import AsyncCalls
 
 T = TypeVar("T")
 
@@ -63,7 +63,7 @@ class RewardPool:
         self.cfg, self.seconds, self.wait_seconds = cfg, 0.0, 0.0
         self._own = rewards.own_reward(cfg) if ":" in cfg.reward else None
         self._is_own_async = is_async(self._own)
-        self._threads: SearchPool[Any] = SearchPool(cfg.reward_workers)
+        self._threads = AsyncCalls(cfg.reward_workers, cfg.reward_timeout or None)
         self._gate = asyncio.Semaphore(cfg.reward_workers)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="rewards", daemon=True)
@@ -180,15 +180,15 @@ class RewardPool:
         if self._judge:
             verdict = await self._ask(self._judge, example, trajectory)
             work = functools.partial(rewards.judged_reward, example, trajectory, verdict, cfg)
-            return await self._on_thread(work)
+            return await self._threads(work)
         if not self._own:
             work = functools.partial(rewards.reward, example, trajectory, cfg)
-            return await self._on_thread(work)
+            return await self._threads(work)
         if self._is_own_async:
             async with self._gate, asyncio.timeout(cfg.reward_timeout or None):
                 found = await self._own(example, trajectory)
         else:
-            found = await self._on_thread(functools.partial(self._own, example, trajectory))
+            found = await self._threads(functools.partial(self._own, example, trajectory))
         return rewards.own_terms(found, example, trajectory, cfg)
 
     async def _ask(
@@ -197,16 +197,6 @@ class RewardPool:
         """Its verdict; False where it is not asked."""
         answer = rewards.read_answer(trajectory)
         return await judge(example, answer) if rewards.is_to_judge(answer) else False
-
-    async def _on_thread(self, work: Callable[[], T]) -> T:
-        """What `work` returns; as many at once as there are threads, so that none waits there."""
-        async with self._gate:
-            call = self._threads.submit(work)
-            try:
-                async with asyncio.timeout(self.cfg.reward_timeout or None):
-                    return await asyncio.wrap_future(call)
-            finally:
-                self._threads.abandon(call)
 
 
 def is_async(function: object) -> bool:

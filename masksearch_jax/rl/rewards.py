@@ -98,7 +98,7 @@ def check_reward(cfg: RewardConfig, max_turns: int, tools: Sequence[str] = ()) -
         )
     because = f"dapo.reward={cfg.reward}"
     if ":" in cfg.reward:
-        because += ": what a function of yours returns is paid as it is"
+        because += ": a function of yours returns the whole reward"
         instead = f"add it there, choose {', '.join(KINDS)}"
         own = {"coverage_weight": 0.0, "gold_hit_weight": 0.0, "format_weight": 0.0}
         check_idle(cfg, "config.dapo", because, instead, **own, min_searches=0, length_penalty=0.0)

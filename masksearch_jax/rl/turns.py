@@ -70,9 +70,10 @@ def _queries(text: str, tools: Sequence[str]) -> list[tuple[str, str]]:
 def _unreadable(calls: Sequence[Turn], queries: Sequence[Sequence[tuple[str, str]]]) -> list[float]:
     """Of each turn's queries the share that the tool could not read.
 
-    A turn that was corrected made no call: the calls are those of the other turns, in order.
+    A turn that was corrected made no call, and one without a query an empty one: the calls with
+    queries are those of the other turns, in order.
     """
-    left, found = list(calls), []
+    left, found = [call for call in calls if call.queries], []
     for asked in queries:
         made = {(left[0].tool, query) for query in left[0].queries} if left else set()
         if made and made <= set(asked):

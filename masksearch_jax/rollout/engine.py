@@ -31,8 +31,8 @@ from masksearch_jax.rollout.agreement import Agreement, Needs
 from masksearch_jax.rollout.episode import Episode, Observation, Request, Rules, finish
 from masksearch_jax.rollout.model import Policy, SamplingModel
 from masksearch_jax.rollout.sampling import sampler_of
-from masksearch_jax.rollout.search_pool import SearchPool
 from masksearch_jax.rollout.stats import EngineStats
+from masksearch_jax.runtime.call_pool import CallPool
 
 _IDLE_SECONDS = 0.02  # a process without work looks again, since others may have some
 
@@ -74,7 +74,7 @@ class Engine:
             attention=rollout.attention,
         )
         self._warm: set[tuple[Mesh | None, int]] = set()
-        self._pool: SearchPool[Observation] = SearchPool(search_config.workers)
+        self._pool: CallPool[Observation] = CallPool(search_config.workers)
         self._queue: collections.deque[Request] = collections.deque()
         self._finished: collections.deque[tuple[Request, Trajectory]] = collections.deque()
         self._shards: list[schedule.Shard] = []

@@ -29,7 +29,7 @@ from masksearch_jax.core.types import (
 )
 from masksearch_jax.rollout.decode import RolloutError
 from masksearch_jax.rollout.sampling import Sampler
-from masksearch_jax.rollout.search_pool import Call
+from masksearch_jax.runtime.call_pool import Call
 
 _LONGEST_PERIOD = 32  # tokens of a phrase that the repetition guard knows
 

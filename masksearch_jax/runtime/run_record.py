@@ -39,6 +39,8 @@ PACKAGES = (
     *("transformers", "numpy"),
 )
 
+# What a service has that is not as it was, by the key that names the service; else its weights.
+_SERVED = dict.fromkeys(("search.url", "search.opensearch.url"), "searches another index")
 _NOTHING: Mapping[str, str] = types.MappingProxyType({})
 
 
@@ -180,7 +182,7 @@ def changes(
             told = found.harmless if is_harmless else found.of_result
             told.append(f"{name}: {old!r} → {new!r}")
         elif was and is_now and was != is_now:
-            what = "holds other files" if known.content else "has other weights"
+            what = "holds other files" if known.content else _SERVED.get(name, "has other weights")
             found.of_result.append(f"{name}: {new!r} {what} than before")
     return found
 

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 KINDS = ("bm25", "dense", "hybrid", "http", "web", "opensearch", "none", "random")
 _INDEXED = ("bm25", *DENSE, "random")
+# Kinds of a service that may tell which index it searches, and the key of its address.
+SERVICES = {"http": "search.url", "opensearch": "search.opensearch.url"}
 _SLOW = (*DENSE, *REMOTE)  # kinds whose results are kept in memory
 _CONTROLS = ("none", "random")
 _FIRST_QUERY = "river"  # of any tool, to see that it answers
@@ -136,6 +138,19 @@ def _reranked(tool: SearchTool, cfg: SearchConfig) -> SearchTool:
         raise SearchError(f"the reranker cannot be opened: {error}") from error
     _compile("reranker", scorer.program.searches())
     return RerankedSearch(tool, scorer, cfg.rerank_depth)
+
+
+def index_served(tool: SearchTool, cfg: SearchConfig) -> dict[str, str]:
+    """The fingerprint of the index that a service searches, by the service's key; else {}.
+
+    As `run_record.resume` takes it: an index that was built anew is another one. {} of a service
+    that tells none, and of a tool that is no service.
+    """
+    key = SERVICES.get(cfg.kind)
+    if key is None or cfg.replay or cfg.recorded:
+        return {}
+    found = getattr(tool, "fingerprint", "")
+    return {key: found} if found else {}
 
 
 def check_source_passages(tool: SearchTool, cfg: SearchConfig, examples: Sequence[Example]) -> None:

@@ -13,19 +13,22 @@ _LOOK = 0.5
 
 
 class Patience:
-    """`limit` seconds in all, from its making on; waits of 1, 2, 4, … seconds.
+    """`limit` seconds in all, from the first wait on; waits of 1, 2, 4, … seconds.
 
     `check` is called twice a second, equally often on all processes, and ends a wait by raising.
     """
 
     def __init__(self, limit: float, check: Callable[[], None]):
         self._check, self._limit = check, limit
-        self._began, self._next = time.monotonic(), 1.0
+        self._began: float | None = None
+        self._next = 1.0
 
     def wait(self, tell: Callable[[float], None]) -> bool:
         """Waits, while `tell` hears of the seconds left; False, on all processes, at the end."""
-        spent = time.monotonic() - self._began
-        if hosts.is_on_any(spent >= self._limit):
+        now = time.monotonic()
+        if self._began is None:
+            self._began = now
+        if hosts.is_on_any(now - self._began >= self._limit):
             return False
         looks = math.ceil(min(self._next, _LONGEST) / _LOOK)
         self._next *= 2

@@ -68,9 +68,9 @@ def open_run_folder(
     folders that the run does not read, whose files may change. compared: where the weights of
     `cfg.init` are that the run compares with to its end, FOLDER/STEP of checkpoints; "" for none;
     of a run that goes on the folder has the step that it began with. served: by the key of a name,
-    what tells the weights behind that name of an endpoint from others. Raises ConfigError, on all
-    processes, where there are checkpoints and the settings that they come from differ in what
-    changes the result, see `run_record.resume`, or the weights compared with are others, and
+    or address, what tells the weights or the index of that service from others. Raises ConfigError,
+    on all processes, where there are checkpoints and the settings that they come from differ in
+    what changes the result, see `run_record.resume`, or the weights compared with are others, and
     BeingWrittenError as `FolderLock`.
     """
     own = cfg.checkpoint.folder

@@ -289,6 +289,35 @@ def test_the_deadline_ends_a_call_before_its_retries_do(tmp_path):
     assert len(endpoint.requests) == 1
 
 
+def test_a_call_that_waits_for_its_turn_has_all_of_its_deadline(tmp_path):
+    """A slow endpoint that answers one call at once: the last reply comes after five deadlines."""
+
+    def slow(body):
+        return Answer(body["messages"][0]["content"], hang=0.3)
+
+    settings = {"concurrency": 1, "deadline": 0.6, "timeout": 0.6, "retries": 0}
+    with Endpoint(slow) as endpoint:
+        replies, _ = complete(config(endpoint, tmp_path, **settings), *map(ask, range(10)))
+    assert [r.text for r in replies] == [f"question {n}" for n in range(10)]
+
+
+def test_calls_that_wait_for_their_turn_end_with_an_endpoint_that_answers_none(tmp_path):
+    settings = {"concurrency": 1, "deadline": 0.3, "timeout": 0.3, "retries": 0}
+
+    async def go(cfg):
+        async with LLM(cfg) as llm:
+            jobs = [llm.complete(ask(n)) for n in range(6)]
+            return await asyncio.gather(*jobs, return_exceptions=True)
+
+    with Endpoint(lambda body: Answer(hang=30)) as endpoint:
+        first, *others = asyncio.run(go(config(endpoint, tmp_path, **settings)))
+    assert "no reply in time after 1 attempt(s)" in str(first)
+    waited = "no call got a reply in 0.3 s, and this one waited for its turn"
+    assert waited in map(str, others)
+    assert all(isinstance(error, LLMError) for error in others)
+    assert len(endpoint.requests) <= 3  # of six
+
+
 def test_no_server_is_a_clear_error(tmp_path):
     with Endpoint(in_turn(Answer("hi"))) as endpoint:
         cfg = config(endpoint, tmp_path, retries=1)
@@ -833,7 +862,8 @@ RAMP = RampExample(
     "r1", "p1", "Chad", "Chad is a country in [mask].", "Chad is a country in Africa.",
     (Span(21, 27, "Africa", "PLACE"),),
 )  # fmt: skip
-SEARCH = FakeSearch({"chad": [CHAD], "chad currency": [CFA, CHAD]})
+FOUND = {"chad": [CHAD], "chad currency": [CFA, CHAD]}
+SEARCH = FakeSearch(FOUND)
 
 PLAN = json.dumps({"thought": "First the land.", "need": "Which land?"})
 QUERIES = json.dumps({"queries": ["chad", "n'djamena", "capital"]})
@@ -887,7 +917,8 @@ def demonstrate(example, llm_cfg, search=SEARCH, cfg=None, others=()):
 
     async def go():
         async with LLM(llm_cfg) as llm:
-            return await agent_teacher.demonstrate_llm(example, llm, tools, cfg)
+            done = await agent_teacher.demonstrate_all([example], llm, tools, cfg, lambda _: None)
+            return done[0]
 
     return asyncio.run(go())
 
@@ -1081,7 +1112,25 @@ def test_a_failed_search_rejects_the_example(tmp_path, search, timeout):
     with Endpoint(by_role(**GOOD)) as endpoint:
         made = demonstrate(QUESTION, config(endpoint, tmp_path), search, teacher(timeout=timeout))
     assert (made.example_id, made.reason) == ("q1", "search_failed")
-    assert "Error: " in made.detail or made.detail == "TimeoutError:"
+    assert made.detail in (
+        "SearchError: scripted failure of query 'chad'",
+        "TimeoutError: no result in 0.05 s",
+    )
+
+
+def test_a_search_that_waits_for_its_turn_is_no_failure(tmp_path):
+    """40 examples with two searches each on two threads: the last waits longer than the timeout."""
+    search, cfg = FakeSearch(FOUND, latency=0.1), teacher(timeout=1.5, workers=2)
+    examples = [dataclasses.replace(QUESTION, id=f"q{i}") for i in range(40)]
+    tools = open_tools((), search, cfg.search)
+
+    async def go(llm_cfg):
+        async with LLM(llm_cfg) as llm:
+            return await agent_teacher.demonstrate_all(examples, llm, tools, cfg, lambda _: None)
+
+    with Endpoint(by_role(**GOOD)) as endpoint:
+        made = asyncio.run(go(config(endpoint, tmp_path, concurrency=40)))
+    assert [m.example_id for m in made if isinstance(m, Demonstration)] == [e.id for e in examples]
 
 
 REVISE = json.dumps({"thought": "Not there.", "action": "revise", "need": "Another land?"})

@@ -10,7 +10,7 @@ import jax
 import pytest
 
 from masksearch_jax import build_trajectories
-from masksearch_jax.agents import agent_teacher, policy_teacher, selection
+from masksearch_jax.agents import agent_teacher, attempts, policy_teacher, selection
 from masksearch_jax.agents.scripted_teacher import Rejection
 from masksearch_jax.core import markup
 from masksearch_jax.core.config import MeshConfig, PromptConfig
@@ -125,14 +125,59 @@ def test_a_judge_may_have_the_last_word(miniature, setting, examples, tmp_path):
         outcomes, figures = solve(miniature, judged, examples, llm)
     assert outcomes[:2] == [Rejection(examples[0].id, "judged_incorrect", "so it is")] * 2
     assert all(isinstance(o, Demonstration) for o in outcomes[2:])
-    assert figures["judge"]["calls"] == len(endpoint.requests) == 5
+    assert figures["calls"] == len(endpoint.requests) == 5
+
+
+def run_of(folder, miniature, setting, examples, llm=None):
+    """The main's config: `examples` are attempted in a folder of their own."""
+    write_jsonl(folder / "ramp" / "train.jsonl", examples)
+    return build_trajectories.BuildTrajectoriesRun(
+        str(folder), ("ramp",), miniature.search, 2, teacher="local", student=setting, llm=llm
+    )
+
+
+def test_a_student_of_whom_nothing_is_accepted_ends_no_job_well(
+    miniature, setting, examples, tmp_path
+):
+    cfg = run_of(tmp_path, miniature, setting, examples)
+    build_trajectories.run(cfg)
+    stood = (tmp_path / "demonstrations" / "train.jsonl").read_bytes()
+    strict = dataclasses.replace(setting, rules=selection.Rules(1.0, grounded=True))
+    cfg = dataclasses.replace(cfg, student=strict)
+    said = r"none of 10 attempts gave a demonstration \(10 spans_wrong\)"
+    with pytest.raises(attempts.RejectedError, match=said):
+        build_trajectories.run(cfg)
+    assert (tmp_path / "demonstrations" / "train.jsonl").read_bytes() == stood
+    summary = build_trajectories.run(cfg, may_be_empty=True)  # of whoever decides what comes of it
+    assert (summary["demonstrations"], summary["rejected"]) == (0, {"spans_wrong": 10})
+    assert (tmp_path / "demonstrations" / "train.jsonl").read_bytes() == b""
+
+
+@pytest.mark.parametrize("may_be_empty", [False, True])
+def test_pages_of_a_proxy_are_no_verdicts_and_are_asked_for_anew(
+    miniature, setting, examples, tmp_path, capsys, may_be_empty
+):
+    is_down = True
+
+    def verdict(body):
+        right = {"reason": "so it is", "verdict": "correct"}
+        return Answer("<html>busy</html>" if is_down else json.dumps(right))
+
+    judged = dataclasses.replace(setting, judge="llm")
+    with Endpoint(verdict) as endpoint:
+        llm = LLMConfig(base_url=endpoint.url, cache=str(tmp_path / "replies.sqlite"))
+        cfg = run_of(tmp_path, miniature, judged, examples, llm)
+        with pytest.raises(attempts.RejectedError, match="<html>busy</html>"):
+            build_trajectories.run(cfg, may_be_empty=may_be_empty)
+        is_down = False
+        summary = build_trajectories.run(cfg, may_be_empty=may_be_empty)
+    assert summary["demonstrations"] == 10
+    build_trajectories._print_summary(summary, str(tmp_path))
+    assert "10 of 10 replies held what was asked for (100%)" in capsys.readouterr().out
 
 
 def test_the_main_takes_it_for_a_teacher(miniature, setting, examples, tmp_path):
-    write_jsonl(tmp_path / "ramp" / "train.jsonl", examples)
-    cfg = build_trajectories.BuildTrajectoriesRun(
-        str(tmp_path), ("ramp",), miniature.search, 2, teacher="local", student=setting
-    )
+    cfg = run_of(tmp_path, miniature, setting, examples)
     summary = build_trajectories.run(cfg)
     assert (summary["examples"], summary["tried"], summary["demonstrations"]) == (5, 10, 10)
     made = read_jsonl(tmp_path / "demonstrations" / "train.jsonl", Demonstration)

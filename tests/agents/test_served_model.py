@@ -9,8 +9,10 @@ from http import HTTPStatus
 
 import pytest
 
+from masksearch_jax.agents import judge
 from masksearch_jax.agents.llm_client import LLM, JobError, served_by
 from masksearch_jax.core.llm_config import LLMConfig
+from masksearch_jax.core.types import QAExample
 from masksearch_jax.runtime.http_service import Refusal
 from masksearch_jax.testing.services import Answer, Endpoint
 
@@ -134,3 +136,19 @@ def test_a_cache_from_before_fingerprints_were_asked_for_is_read(tmp_path):
         assert len(endpoint.requests) == 1
         (asked,) = endpoint.requests
     assert json.dumps(asked).count("fingerprint") == 0
+
+
+def test_a_judge_learns_whose_verdicts_it_keeps_when_it_is_opened(tmp_path):
+    """So that one that is away at its first verdict, hours later, is waited for as at any other."""
+
+    async def go(endpoint):
+        cfg = judge.JudgeConfig(base_url=endpoint.url, cache=str(tmp_path / "judge.sqlite"))
+        async with judge.Judge(cfg) as opened:
+            assert endpoint.listed == 1
+            endpoint.status = 503
+            verdict = await opened(QAExample("q", "d", "Which?", ("Oslo",)), "Oslo")
+        return verdict, endpoint.listed
+
+    right = json.dumps({"reason": "so it is", "verdict": "correct"})
+    with Listing(right, {"hf": "1"}) as endpoint:
+        assert asyncio.run(go(endpoint)) == (True, 1)

@@ -289,6 +289,21 @@ def test_passages_that_got_no_reply_are_asked_about_again(place, repository, cap
     check_examples(place / "out")
 
 
+def test_passages_that_nobody_asked_about_are_in_no_share_of_failures(place, repository, capsys):
+    """Two examples are wanted of twelve passages: two of the few that are asked get no reply."""
+    asked, lost = {}, 2
+
+    def busy(body):
+        number = asked.setdefault(body["messages"][1]["content"], len(asked))
+        return Answer(status=400) if number < lost else reply_to(body)
+
+    with Endpoint(busy) as endpoint:
+        settings = llm_settings(endpoint, place) | {"ramp__max_examples": 2, "max_failed": 0.2}
+        said = failed(capsys, repository, place, **settings)
+    assert lost <= 0.2 * 12  # of all passages the share is small
+    assert f"no reply for {lost} of {len(asked)} passages, more than config.max_failed=0.2" in said
+
+
 @pytest.mark.parametrize("status", [402, 404])
 def test_an_endpoint_of_no_use_stops_the_build(place, repository, capsys, status):
     with Endpoint(lambda body: Answer(status=status)) as endpoint:

@@ -98,7 +98,7 @@ def test_blocks_of_python_do_what_they_say(tmp_path):
         for block in blocks(path.read_text(encoding="utf-8"))
         if block.language == "python"
     ]
-    assert [name for name, _ in found] == ["dapo", "your_model_and_text"]
+    assert [name for name, _ in found] == ["rewards", "your_model_and_text"]
     (_, reward), (_, script) = found
     scope: dict[str, Any] = {}
     exec(reward, scope)

@@ -55,7 +55,7 @@ def functions_of(module: str, wanted: set[str]) -> list[ast.AST]:
 def reasons() -> set[str]:
     """Why a builder leaves something out: of the code, and of its tables."""
     found = {*scripted_teacher.REASONS, *agent_teacher.REASONS, *survey._DUPLICATE.values()}
-    found |= {support.UNSUPPORTED, examples.UNLINKED}
+    found |= {support.UNSUPPORTED, examples.UNLINKED, examples.DUPLICATE, examples.BEYOND}
     found |= {"duplicate_id", "duplicate_text"}  # of ramp/beam.py, which needs Beam
     for module, wanted in REASONS.items():
         for function in functions_of(module, wanted):

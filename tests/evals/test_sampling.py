@@ -1,5 +1,7 @@
 """Items asked: an outage of retrieval ends them early."""
 
+import threading
+
 import numpy as np
 import pytest
 
@@ -44,6 +46,21 @@ def test_a_search_that_is_down_is_not_asked_for_all_items():
     with pytest.raises(LostItemsError, match=r"100 items in a row .* down"):
         sampling.ask(nothing_asked, prepared, items(), 3, 20.0, no_sample, hosts.gather)
     assert len(queries) < 200
+
+
+def test_a_retrieval_that_hangs_is_the_tools_failure():
+    release = threading.Event()
+
+    def hang(query):
+        return [] if "0" in query else release.wait(30) and []
+
+    how = FakeSearch(hang), SearchConfig(workers=2, timeout=0.1), lambda item, block: True
+    found = list(sampling.prepare("rag", *how, lambda: None, items()[:3], 3, lambda: True))
+    release.set()
+    assert isinstance(found[0], sampling.Asked)
+    for item in found[1:]:
+        assert item.trajectory.status == "tool_failure"
+        assert item.trajectory.turns[0].error == "TimeoutError: no result in 0.1 s"
 
 
 def test_a_preemption_is_heard_between_retrievals():

@@ -94,7 +94,7 @@ def test_a_line_that_is_no_utf_8_is_told_and_the_next_is_asked(
     typed = io.BytesIO("Where is Tromsø?\n".encode("latin-1") + "Où est Tromsø?\n".encode())
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(typed, encoding="utf-8", errors=errors))
     with ask.opened(settings(folder, repository)) as agent:
-        assert ask.converse(agent, ask.Screen(sys.stdout)) == 0
+        assert ask.converse(agent, ask.Screen(sys.stdout)) == 1  # one was not asked
         assert agent.engine.stats.trajectories == 1
     shown = capsys.readouterr().out
     assert "the question 'Where is Troms\\udcf8?' is not valid UTF-8\n" in shown
@@ -178,6 +178,13 @@ def test_a_search_that_fails_is_said_and_is_no_answer(folder, repository, capsys
     assert "search  Oslo" in shown
     assert "the search failed: SearchError: no service" in shown
     assert "answer" not in shown
+
+
+def test_a_question_that_the_clock_ended_is_no_success(folder, repository, monkeypatch):
+    cfg = settings(folder, repository, **{"question": "Why?", "rollout.deadline": 1e-6})
+    assert ask.run(cfg) == 1
+    monkeypatch.setattr("sys.stdin", io.StringIO("Why?\n"))
+    assert ask.run(dataclasses.replace(cfg, question="")) == 1
 
 
 def test_ctrl_c_stops_the_answer_and_the_next_is_given(folder, repository, capsys, monkeypatch):

@@ -30,7 +30,7 @@ from masksearch_jax.core.types import (
     from_json,
 )
 from masksearch_jax.data import methods
-from masksearch_jax.evals import items, results, suites
+from masksearch_jax.evals import items, outcome, results, suites
 from masksearch_jax.evals.scores import QA_METRICS, RAMP_METRICS
 from masksearch_jax.models.load import InitError
 from masksearch_jax.runtime import cli, storage
@@ -223,7 +223,7 @@ def test_the_table_has_methods_down_suites_across_and_their_average(evaluated):
 def test_what_made_it_stands_beside_the_results(evaluated):
     cfg, found, _ = evaluated
     made = found["provenance"]
-    assert found["version"] == evaluate.VERSION == 2
+    assert found["version"] == outcome.VERSION == 2
     assert made["model"]["is_random"]
     assert made["tokenizer"]["fingerprint"] == Vocab.load(cfg.tokenizer).fingerprint
     manifest = json.loads((Path(cfg.search.index) / "manifest.json").read_text())

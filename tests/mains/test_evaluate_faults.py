@@ -19,10 +19,13 @@ from masksearch_jax.core.errors import ConfigError
 from masksearch_jax.core.jsonl import write_jsonl
 from masksearch_jax.core.retrieval import SearchError
 from masksearch_jax.core.tokenizer import Vocab
-from masksearch_jax.core.types import QAExample
+from masksearch_jax.core.types import Passage, QAExample
 from masksearch_jax.evals import results, sampling
 from masksearch_jax.evals.lost import LostItemsError
 from masksearch_jax.ramp.question_files import QuestionsError
+from masksearch_jax.search import bm25
+from masksearch_jax.search.open import open_tool
+from masksearch_jax.testing.services import SearchEndpoint
 from tests.agents.scripted_student import scripted
 from tests.mains.unsteady_search import Unsteady
 
@@ -168,6 +171,40 @@ def test_a_tool_that_is_down_is_found_before_anything_is_loaded(cfg, monkeypatch
     assert not workdir(cfg, "run.json").exists()
 
 
+def test_an_evaluation_does_not_go_on_with_another_index_of_its_service(
+    cfg, tmp_path, miniature, one_device, monkeypatch
+):
+    """The index is built anew while the evaluation is stopped, behind the same address."""
+    model, rows, make_row = scripted(Vocab.load(miniature.tokenizer)), [], evaluate._row
+
+    def interrupted(*args):
+        rows.append(make_row(*args))
+        if len(rows) == 8:
+            raise KeyboardInterrupt
+        return rows[-1]
+
+    one = open_tool(cfg.search)
+    bm25.build([Passage("p", "Oslo", "Oslo is a town.")], tmp_path / "other")
+    other = bm25.BM25.open(tmp_path / "other")
+    with SearchEndpoint(one) as server:
+        http = dataclasses.replace(cfg.search, kind="http", url=server.url)
+        cfg = dataclasses.replace(cfg, search=http)
+        with monkeypatch.context() as patch:
+            patch.setattr(evaluate, "_row", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                evaluate.run(cfg, model)
+        server.tool = other
+        said = f"search.url: {server.url!r} searches another index than before"
+        with pytest.raises(ConfigError, match=re.escape(said)):
+            evaluate.run(cfg, model)
+        server.tool = one
+        found = evaluate.run(cfg, model)
+    assert recall_of(found["results"]["questions"]["agent"]) == (0.6, ITEMS, {})
+    assert evaluate.run(cfg, model) == found  # it is finished: its service may have gone
+    content = json.loads(workdir(cfg, "run.json").read_text())["content"]
+    assert content["search.url"] == one.fingerprint != other.fingerprint
+
+
 # ---- items that cannot be run
 
 
@@ -251,6 +288,9 @@ from masksearch_jax.core.tokenizer import Vocab
 from masksearch_jax.parallel import sharding
 from masksearch_jax.rollout.episode import Rules
 from ml_collections import ConfigDict
+from masksearch_jax.search import bm25
+from masksearch_jax.search.open import open_tool
+from masksearch_jax.testing.services import SearchEndpoint
 from tests.agents.scripted_student import scripted
 from tests.mains.unsteady_search import Unsteady
 from tests.mains.unsteady_search import Slow

@@ -16,6 +16,7 @@ import pytest
 from benchmarks.evolution import Control
 from masksearch_jax import evolve, viewer
 from masksearch_jax.agents import selection as logic
+from masksearch_jax.agents.scripted_teacher import Rejection
 from masksearch_jax.core.errors import ConfigError
 from masksearch_jax.core.files import BeingWrittenError, write_json
 from masksearch_jax.core.jsonl import write_jsonl
@@ -201,11 +202,19 @@ def test_hard_items_come_back_until_they_are_given_up():
 def test_acceptance_by_mask_count():
     given = [*examples(2), *(dataclasses.replace(e, id="k2" + e.id) for e in examples(1, k=2))]
     accepted = [demonstration("e0", i, str(i)) for i in range(3)]
-    assert logic.acceptance(given, accepted, samples=4) == {
+    assert logic.acceptance(given, accepted, samples=4, failed={}) == {
         "1": {"examples": 2, "sampled": 8, "accepted": 3, "solved": 1, "rate": 3 / 8},
         "2": {"examples": 1, "sampled": 4, "accepted": 0, "solved": 0, "rate": 0.0},
         "all": {"examples": 3, "sampled": 12, "accepted": 3, "solved": 1, "rate": 0.25},
     }
+
+
+def test_attempts_that_failed_are_no_trajectories():
+    accepted = [demonstration("e0", i, str(i)) for i in range(3)]
+    failed = {"e0": 1, "e1": 4}
+    assert logic.acceptance(examples(3), accepted, samples=4, failed=failed)["all"] == {
+        "examples": 2, "sampled": 7, "accepted": 3, "solved": 1, "rate": 3 / 7
+    }  # fmt: skip
 
 
 def test_lengths_by_hand():
@@ -376,8 +385,12 @@ def test_who_is_given_which_examples(run):
         write_jsonl(run.iteration(n) / evolve.POOL, given)
         made = [demonstration(name, 0, "x") for name in accepted]
         write_jsonl(run.iteration(n) / evolve.ACCEPTED, made)
+        write_jsonl(run.iteration(n) / evolve.REJECTED, [])
         assert given[0].id.startswith(pool)
     assert ids(evolve.choose_pool(run, 2)) == (["rle3"], ["rle0", "rle2"])
+    failed = [Rejection("rle2", "tool_failure")] * run.cfg.evolve.samples
+    write_jsonl(run.iteration(1) / evolve.REJECTED, [Rejection("rle0", "tool_failure"), *failed])
+    assert ids(evolve.choose_pool(run, 2)) == (["rle2", "rle3"], ["rle0"])  # rle2 was never tried
     same = with_evolve(run, split="train")  # what the teacher has solved is not sampled again
     assert ids(evolve.choose_pool(same, 1)) == (["e0", "traine2"], ["traine1"])
 
@@ -417,9 +430,11 @@ def test_a_student_of_which_hardly_anything_is_kept_has_collapsed(run, capsys, m
         f"{count} kept, fewer than the 2 demonstrations whose diversity can be measured"
     ]
 
-    def teach(cfg):
+    def teach(cfg, may_be_empty):
+        assert may_be_empty == (cfg.teacher == "local")
         made = first if cfg.teacher == "scripted" else first[:count]
         write_jsonl(Path(cfg.folder) / "demonstrations" / "train.jsonl", made)
+        write_jsonl(Path(cfg.folder) / "demonstrations" / "train.rejected.jsonl", [])
         return {"tried": 30, "rejected": {}}
 
     done = []

@@ -78,7 +78,7 @@ def solve(tmp_path, monkeypatch):
 
     def session(teacher, /, **changes):
         settings = {"kinds": ("ramp",), "search": SearchConfig(kind="none")} | changes
-        monkeypatch.setattr(build_trajectories, "make_teacher", lambda cfg: teacher)
+        monkeypatch.setattr(build_trajectories, "make_teacher", lambda cfg, search: teacher)
         return build_trajectories.run(
             build_trajectories.BuildTrajectoriesRun(str(tmp_path), **settings)
         )
@@ -247,3 +247,24 @@ def test_other_settings_of_a_kind_replace_its_unfinished_parts_alone(solve, tmp_
     again = Teacher(1)
     solve(again, max_failed=0.2)
     assert again.asked == [e.id for e in EXAMPLES]
+
+
+def test_what_was_solved_with_another_index_of_the_service_is_solved_again(
+    solve, monkeypatch, capsys
+):
+    """Four of six examples fail at first; the service has another index when the job goes on."""
+    served = {"search.url": "one"}
+    monkeypatch.setattr(build_trajectories, "index_served", lambda tool, cfg: dict(served))
+    with pytest.raises(attempts.FailedError):
+        solve(Teacher(4, [(f"r{i}", 0) for i in range(4)]))
+    same = Teacher(4, stop=0)
+    with pytest.raises(KeyboardInterrupt):
+        solve(same)
+    assert same.asked == ["r0", "r1", "r2", "r3"]
+    assert "another index" not in capsys.readouterr().err
+    served["search.url"] = "two"
+    again = Teacher(4)
+    solve(again)
+    assert again.asked == [e.id for e in EXAMPLES]
+    said = "config.search.url searches another index than before (one → two): what an earlier"
+    assert said in capsys.readouterr().err

@@ -249,6 +249,7 @@ def test_a_search_tool_that_stays_down_ends_the_run_which_goes_on_later(
 
 
 def test_waits_double_and_end(monkeypatch):
+    """What a step sampled before its first wait, however long, is none of it."""
     now, slept, told = 0.0, [], []
 
     def sleep(seconds):
@@ -259,8 +260,9 @@ def test_waits_double_and_end(monkeypatch):
     monkeypatch.setattr(patience.time, "monotonic", lambda: now)
     monkeypatch.setattr(patience.time, "sleep", sleep)
     waiting, ends, checks = patience.Patience(200.0, lambda: checks.append(now)), [], []
+    now = sampled = 700.0
     while waiting.wait(told.append):
-        ends.append(now)
+        ends.append(now - sampled)
     assert ends == [1, 3, 7, 15, 31, 63, 123, 183, 243]
     assert set(slept) == {0.5}
     assert told[:3] == [1.0, 0.5, 2.0]

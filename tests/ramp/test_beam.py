@@ -288,6 +288,24 @@ def test_a_stopped_build_has_its_record_and_tells_what_it_replaces(
     ]
 
 
+def test_a_build_stopped_while_it_hashes_makes_no_example_again(made, tmp_path, monkeypatch):
+    folder = tmp_path / "dataset"
+    subprocess.run(["cp", "-r", "--preserve=timestamps", made.cfg.folder, folder], check=True)
+    root, cfg = folder / "ramp", dataclasses.replace(made.cfg, folder=str(folder))
+    (root / "SHA256SUMS").unlink()
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(build_dataset, "_finish", stop)
+        with pytest.raises(KeyboardInterrupt):
+            build_dataset.run(cfg)
+    monkeypatch.setattr(build_dataset, "extract", stop)
+    assert build_dataset.run(cfg) == made.counts
+    assert not list(root.glob(".examples-*"))
+
+
 def test_a_half_written_config_is_made_again_and_a_finished_one_kept(made, tmp_path):
     folder = tmp_path / "dataset"
     subprocess.run(["cp", "-r", "--preserve=timestamps", made.cfg.folder, folder], check=True)

@@ -123,6 +123,7 @@ def test_a_call_that_its_tool_could_not_read_is_a_fault_of_its_turn():
     parts = rewards.reward(QA, whole, dataclasses.replace(CFG, unreadable_call_penalty=0.2))
     assert parts.turns == (0.0, 0.0, -0.1, 0.0, 0.0)
     assert parts.format == 1.0
+
     unsearched = made(call("1"), FOUND, ANSWER)
     unsearched = dataclasses.replace(unsearched, turns=calls[2:], tools=tools)
     assert turns.faults(unsearched)["no_search"] == (0.0, 1.0)
@@ -337,3 +338,10 @@ def test_what_another_tool_repeats_is_nothing_that_search_has_shown():
     both = made(call, told, search("Warsaw"), FOUND.replace("x", "Warsaw"), ANSWER)
     both = dataclasses.replace(both, turns=calls, tools=("search", "calculate"))
     assert rewards.coverage(RAMP, both) == 0.5
+
+
+def test_a_call_without_a_request_hides_no_fault_of_those_after_it():
+    said = (search(" "), FOUND, "<calculate>a</calculate>", FOUND, ANSWER)
+    calls = (Turn((), (), (), 0.0), Turn(("a",), (), (), 0.0, tool="calculate", unreadable=1))
+    whole = dataclasses.replace(made(*said), turns=calls, tools=("search", "calculate"))
+    assert turns.faults(whole)["unreadable_call"] == (0.0, 1.0, 0.0)

@@ -1,17 +1,18 @@
-"""Searches in flight, on daemon threads: one that hangs holds up neither the others nor the exit.
+"""Blocking calls on daemon threads: one that hangs holds up neither the others nor the exit.
 
 `concurrent.futures` has a pool too, but the interpreter joins its threads before it ends.
 """
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import queue
 import threading
 import time
 from collections.abc import Callable
 from concurrent import futures
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 Result = TypeVar("Result")  # what a call returns
 
@@ -30,7 +31,7 @@ class Call(futures.Future[Result]):
         return (now if self.started is None else self.started) + timeout
 
 
-class SearchPool(Generic[Result]):
+class CallPool(Generic[Result]):
     """Runs calls on `workers` threads, in the order of `submit`."""
 
     def __init__(self, workers: int):
@@ -45,6 +46,17 @@ class SearchPool(Generic[Result]):
         call = Call(work)
         self._calls.put(call)
         return call
+
+    def wait(self, call: Call[Result], timeout: float) -> Result:
+        """What a call returns. TimeoutError of one that has run for `timeout` seconds."""
+        while not call.done():
+            now = time.perf_counter()
+            left = call.late(timeout, now) - now
+            if left <= 0:
+                self.abandon(call)
+                raise TimeoutError
+            futures.wait([call], left)
+        return call.result()
 
     def abandon(self, call: Call[Result]) -> None:
         """Nobody waits for the call any more: it is not begun, or its thread is replaced."""
@@ -64,7 +76,7 @@ class SearchPool(Generic[Result]):
             thread.join(max(0.0, deadline - time.monotonic()))
 
     def _add_thread(self) -> None:
-        thread = threading.Thread(target=self._serve, name="search", daemon=True)
+        thread = threading.Thread(target=self._serve, name="call", daemon=True)
         self._threads = [t for t in self._threads if t.is_alive()]
         thread.start()
         self._threads.append(thread)
@@ -84,3 +96,28 @@ class SearchPool(Generic[Result]):
                 end()
                 if call.abandoned:
                     return
+
+
+class AsyncCalls:
+    """Blocking calls that an event loop awaits: `workers` at once, on threads of their own.
+
+    timeout: seconds of one call from its begin on, None: any number. One that takes longer is
+    abandoned and raises TimeoutError.
+    """
+
+    def __init__(self, workers: int, timeout: float | None):
+        self._pool: CallPool[Any] = CallPool(workers)
+        self._gate, self._timeout = asyncio.Semaphore(workers), timeout
+
+    async def __call__(self, work: Callable[[], Result]) -> Result:
+        async with self._gate:  # as many as there are threads, so that none waits there
+            call = self._pool.submit(work)
+            try:
+                async with asyncio.timeout(self._timeout):
+                    found: Result = await asyncio.wrap_future(call)
+                    return found
+            finally:
+                self._pool.abandon(call)
+
+    def close(self) -> None:
+        self._pool.close()
