@@ -97,7 +97,7 @@ def test_sft_of_two_processes_is_stopped_moved_to_one_killed_and_moved_back(sft,
     assert sft.optim.accumulate == 2
     cfg = dataclasses.replace(
         sft,
-        sft=dataclasses.replace(sft.sft, steps=40),
+        sft=dataclasses.replace(sft.sft, steps=24),
         checkpoint=dataclasses.replace(sft.checkpoint, every=1),
     )
     assert Cluster(at(cfg, tmp_path / "whole"), 1).wait(400) == [0]
@@ -115,8 +115,8 @@ def test_sft_of_two_processes_is_stopped_moved_to_one_killed_and_moved_back(sft,
     killed = session(1, len(curves(tmp_path / "cut")) + 5)
     killed.signal(signal.SIGKILL, 0)
     assert killed.wait(100) == [-signal.SIGKILL]
-    assert 10 <= len(curves(tmp_path / "cut")) < 40
-    assert session(2, 40).wait(400) == [0, 0]
+    assert 10 <= len(curves(tmp_path / "cut")) < 24
+    assert session(2, 24).wait(400) == [0, 0]
     assert curves(tmp_path / "cut") == curves(tmp_path / "whole")
     weights = [np_weights(tmp_path / name, cfg) for name in ("whole", "cut")]
     assert weights[0] == weights[1]

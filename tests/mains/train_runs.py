@@ -32,6 +32,7 @@ def dapo_config(run, workdir, init) -> DapoRun:
     curriculum = "0:qa_easy,2:ramp_qa_mixed"
     return dataclasses.replace(
         cfg,
+        rollout=dataclasses.replace(cfg.rollout, slots=32, tick_tokens=32),  # few ticks
         dapo=dataclasses.replace(cfg.dapo, group_size=8, micro_batch=16, curriculum=curriculum),
         checkpoint=dataclasses.replace(cfg.checkpoint, every=2),
     )
