@@ -135,7 +135,7 @@ def sft_programs(cfg: SftRun, mesh: Mesh) -> Iterator[Program]:
     micro = cfg.optim.accumulate
     rows = cfg.sft.batch_size // micro
     batch = shapes.batch(mesh, micro, rows, cfg.sft.seq_len, SFT_FIELDS)
-    rounding = train_state.rounding_seed(cfg.optim, state.params, cfg.seed)
+    rounding = train_state.rounding_seed(cfg.optim, cfg.seed)
     loss = train_sft.make_loss_fn(cfg.compute)
     step = train_state.make_train_step(loss, tx, micro, state, rounding)
     tokens = cfg.sft.batch_size * cfg.sft.seq_len
@@ -152,7 +152,7 @@ def dapo_programs(cfg: DapoRun, mesh: Mesh) -> Iterator[Program]:
     batch = shapes.batch(mesh, micro, dapo.micro_batch, length, batch_fields(dapo))
     count = shapes.placed(jax.ShapeDtypeStruct((), jnp.int32), mesh)
     loss = train_dapo.make_loss_fn(cfg.compute, dapo, rollout.temperature)
-    rounding = train_state.rounding_seed(cfg.optim, state.params, cfg.seed)
+    rounding = train_state.rounding_seed(cfg.optim, cfg.seed)
     step = train_state.make_train_step(loss, tx, micro, state, rounding)
     tokens = micro * dapo.micro_batch * length
     need = flops.of_training(cfg.model, tokens, length, cfg.lora.rank > 0)
@@ -350,6 +350,7 @@ def check_config(cfg: Run) -> None:
     Of both as far as the name of the slice tells it.
     """
     chips.parse(cfg.plan.topology)
+    train_state.check_rounding(cfg)
     if isinstance(cfg, DapoRun):
         check_sampling(cfg.dapo, cfg.rollout, cfg.tools)
 

@@ -264,7 +264,7 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
         tx,
         micro_batches(dapo),
         like=state,
-        rounding=train_state.rounding_seed(cfg.optim, params, cfg.seed),
+        rounding=train_state.rounding_seed(cfg.optim, cfg.seed),
     )
     logprobs = make_logprob_fn(cfg.compute, rollout.temperature)
     update = Update(mesh, dapo, rollout, train_step, logprobs, bool(dapo.keep_rollouts), reference)

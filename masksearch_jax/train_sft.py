@@ -142,7 +142,7 @@ def run(cfg: SftRun) -> dict[str, Any]:
         tx,
         cfg.optim.accumulate,
         like=state,
-        rounding=train_state.rounding_seed(cfg.optim, params, cfg.seed),
+        rounding=train_state.rounding_seed(cfg.optim, cfg.seed),
     )
 
     metrics: dict[str, Any] = {}

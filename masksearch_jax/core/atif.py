@@ -153,15 +153,9 @@ def _definition(tool: str) -> JsonObject:
     }
 
 
-def _corrections(tools: Sequence[str]) -> set[str]:
-    """What is said to turns that are no action, as it is shown."""
-    said = {markup.correction(m, tools, tool) for m in markup.MISTAKES for tool in tools}
-    return {markup.wrap("information", text) for text in said}
-
-
 def _retrieved(trajectory: Trajectory) -> tuple[Turn, ...]:
     """The search that was made for the prompt: nothing was shown after it, and no turn calls it."""
-    corrections = _corrections(trajectory.tools)
+    corrections = markup.corrections(trajectory.tools)
     shown = any(s.author == "tool" and s.text not in corrections for s in trajectory.segments)
     if shown or len(trajectory.turns) != 1 or trajectory.status == "tool_failure":
         return ()
@@ -173,7 +167,7 @@ def _retrieved(trajectory: Trajectory) -> tuple[Turn, ...]:
 
 def _rounds(trajectory: Trajectory, made: Sequence[Turn]) -> Iterator[_Round]:
     """What the policy wrote and what it was told, in turn; `made`: the calls among these."""
-    turns, corrections = iter(made), _corrections(trajectory.tools)
+    turns, corrections = iter(made), markup.corrections(trajectory.tools)
     texts = [s for s in trajectory.segments if s.author != "prompt"]
     place = 0
     while place < len(texts):

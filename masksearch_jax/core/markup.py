@@ -112,6 +112,12 @@ def correction(mistake: str, tools: Sequence[str] = SEARCH_ALONE, tool: str = SE
     return said[mistake]
 
 
+def corrections(tools: Sequence[str] = SEARCH_ALONE) -> frozenset[str]:
+    """All that `correction` says, as it is shown: text of a tool that no call has given."""
+    said = (correction(mistake, tools, tool) for mistake in MISTAKES for tool in tools)
+    return frozenset(wrap("information", text) for text in said)
+
+
 class Stop(NamedTuple):
     """Where a turn ended: `kind` is a tool or "answer", `end` the offset just after the tag."""
 

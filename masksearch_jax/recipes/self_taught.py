@@ -34,11 +34,7 @@ def sample(
     NothingAcceptedError where fewer than `least` say what the teacher has not said.
     """
     cfg = run.cfg
-    pool = [
-        example
-        for split in ("rl", "train")
-        for example in read_jsonl(run.data / "ramp" / f"{split}.jsonl", RampExample)
-    ][:examples]
+    pool = _new_examples(run, examples)
     write_jsonl(folder / "pool" / "ramp" / "train.jsonl", pool)
     student = StudentConfig(
         init=run.checkpoints("init"),
@@ -83,6 +79,17 @@ def sample(
     for kind in EXAMPLES:
         _link(run.data / kind, folder / "data" / kind)
     return steps.counted("own trajectories", made["tried"], len(kept), lost)
+
+
+def _new_examples(run: quickstart.Run, wanted: int) -> list[RampExample]:
+    """The first of `rl`, or where that is empty of `train`; a line where there are fewer."""
+    splits = (run.data / "ramp" / f"{split}.jsonl" for split in ("rl", "train"))
+    found = next(filter(None, (read_jsonl(path, RampExample) for path in splits)), [])
+    if len(found) < wanted:
+        steps.log(
+            f"{len(found):,} examples are sampled, and {wanted:,} were wanted: no more are new"
+        )
+    return found[:wanted]
 
 
 def _link(target: Path, path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from masksearch_jax.core.errors import ConfigError, nearest
 from masksearch_jax.core.schema import key, share
+from masksearch_jax.core.search_config import REMOTE
 from masksearch_jax.data.methods import Taught
 from masksearch_jax.evals import suites
 from masksearch_jax.evals.items import check_methods
@@ -19,6 +20,7 @@ from masksearch_jax.recipes.recipe_config import RecipeRun
 from masksearch_jax.runtime import overrides
 from masksearch_jax.tools.registry import instructions_of
 
+_OF_THE_SPLIT = ("seed", "heldout_fraction")  # keys of `ramp` that decide what is held out
 # Keys that no arm may override: they are the study's own.
 _OWN = ("arms", "reference", "seeds", "made", "workdir", "metrics", "cpu_devices")
 
@@ -111,6 +113,7 @@ def arm_config(cfg: StudyRun, arm: Arm) -> StudyRun:
             f"config.arms: {arm.name} overrides eval.suites or eval.seed, and all arms are asked "
             "the same items"
         )
+    check_text(cfg, found, arm)
     if not 0 <= found.gold_left_out < 1:
         raise ConfigError(
             f"config.gold_left_out is {found.gold_left_out:g} in {arm.name}; it must lie in 0..1, "
@@ -123,6 +126,24 @@ def arm_config(cfg: StudyRun, arm: Arm) -> StudyRun:
     except ConfigError as error:
         raise ConfigError(f"config.arms: {arm.name}: {error}") from error
     return found
+
+
+def check_text(cfg: StudyRun, own: StudyRun, arm: Arm) -> None:
+    """Raises ConfigError for an arm that would train on what all arms are asked, or search all."""
+    for part in _OF_THE_SPLIT:
+        asked, found = (getattr(config.ramp, part) for config in (cfg, own))
+        if asked != found:
+            raise ConfigError(
+                f"config.arms: {arm.name} overrides ramp.{part} ({asked!r} → {found!r}), which "
+                "decides the articles that are held out: the arm would train on what all arms are "
+                f"asked; give it to the whole study, as --config.ramp.{part}={found!r}"
+            )
+    if own.gold_left_out and (own.search.index or own.search.kind in REMOTE):
+        searched = "search.index" if own.search.index else f"search.kind={own.search.kind}"
+        raise ConfigError(
+            f"config.arms: {arm.name} has gold_left_out={own.gold_left_out:g}, and {searched} "
+            "names an index that lacks none of these passages; leave one of the two out"
+        )
 
 
 def check_method(cfg: StudyRun, arm: Arm) -> None:

@@ -74,6 +74,12 @@ class _Choice:
         return ended
 
 
+class _Choices(list[_Choice]):
+    """Those of one request. Others may still be added when the request is withdrawn."""
+
+    are_withdrawn = False
+
+
 class ChatServer(Service):
     """Serves the model that `engine` decodes under `name`, on (host, port) as `Service` does.
 
@@ -203,17 +209,17 @@ class ChatServer(Service):
             with contextlib.suppress(RuntimeError):  # the loop has ended
                 loop.call_soon_threadsafe(more.set)
 
-        choices: list[_Choice] = []
+        choices = _Choices()
         try:
             await anyio.to_thread.run_sync(self._submit, asked, name, choices, tell)
             if asked.stream:
                 pieces = self._pieces(asked, choices, more, writer)
-                return Events(pieces, lambda: _withdraw(choices))
+                return Events(pieces, lambda: self._withdraw(choices))
             async for _ in self._changes(choices, more):
                 pass
             return writer.whole([(c.result(), c.seen) for c in choices])
         except BaseException:
-            _withdraw(choices)
+            self._withdraw(choices)
             raise
 
     async def _changes(
@@ -275,9 +281,9 @@ class ChatServer(Service):
     # ---- a thread of a request
 
     def _submit(
-        self, asked: chat.Asked, name: str, choices: list[_Choice], tell: Callable[[], None]
+        self, asked: chat.Asked, name: str, choices: _Choices, tell: Callable[[], None]
     ) -> None:
-        """Has the engine sample all choices, which are added one by one.
+        """Has the engine sample all choices, which are added one by one until they are withdrawn.
 
         Raises Refusal for a prompt that cannot be, and at the end of the service.
         """
@@ -302,12 +308,21 @@ class ChatServer(Service):
                 with self._lock:
                     if self._end < math.inf:
                         raise _ending()
+                    if choices.are_withdrawn:
+                        break
                     self.engine.submit(request)
                     self._pending[request.example_id] = choice
-                choices.append(choice)
+                    choices.append(choice)
         except ValueError as error:  # of the template, too
             raise Refusal(HTTPStatus.BAD_REQUEST, str(error)) from error
         self._work.set()
+
+    def _withdraw(self, choices: _Choices) -> None:
+        """Nobody waits for them any more: the engine drops those that have not ended."""
+        with self._lock:
+            choices.are_withdrawn = True
+        for choice in choices:
+            choice.future.cancel()
 
     def _prompts(self, asked: chat.Asked) -> Iterator[Sequence[int]]:
         """The ids of each prompt."""
@@ -351,12 +366,6 @@ def serve_until_told(server: ChatServer, model: Policy) -> None:
     signal.signal(signal.SIGINT, stop)
     signal.signal(signal.SIGTERM, stop)
     server.serve(model)
-
-
-def _withdraw(choices: Sequence[_Choice]) -> None:
-    """Nobody waits for them any more: the engine drops those that have not ended."""
-    for choice in choices:
-        choice.future.cancel()
 
 
 def _randomness(number: int, seed: int | None) -> tuple[int, int]:

@@ -28,7 +28,7 @@ from masksearch_jax.parallel.sharding import PyTree
 Leaf = jax.Array | jax.ShapeDtypeStruct
 # Of what a step's folder holds. The first grows when a run of before could not go on from it, or a
 # reader of before would misread it; the second is the oldest whose weights lie as they do now.
-FORMAT, WEIGHTS_FORMAT = 4, 1
+FORMAT, WEIGHTS_FORMAT = 5, 1
 ITEMS = ("params", "optimizer", "meta")
 # Bytes of a chunk of an array, at most. Other meshes and processes read whole chunks of which they
 # may want a part; without a limit one is all that a device held.

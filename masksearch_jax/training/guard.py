@@ -33,6 +33,7 @@ class GuardState(NamedTuple):
     square: jax.Array
     skipped: jax.Array  # int32: updates left out, all in all
     skipped_in_a_row: jax.Array  # int32
+    skipped_longest: jax.Array  # int32: most in a row, all in all
 
 
 def guarded(
@@ -47,9 +48,9 @@ def guarded(
     inner_update = optax.with_extra_args_support(tx).update
 
     def init(params: PyTree) -> GuardState:
-        good, skipped, in_a_row = (jnp.zeros((), jnp.int32) for _ in range(3))
+        good, skipped, in_a_row, longest = (jnp.zeros((), jnp.int32) for _ in range(4))
         mean, square = (jnp.zeros((), jnp.float32) for _ in range(2))
-        return GuardState(tx.init(params), good, mean, square, skipped, in_a_row)
+        return GuardState(tx.init(params), good, mean, square, skipped, in_a_row, longest)
 
     def update(
         grads: PyTree, state: GuardState, params: PyTree = None, *, value: jax.Array, **more: object
@@ -82,21 +83,24 @@ def _remember(
     share = 1.0 / (state.good + 1).astype(jnp.float32)
     share = jnp.maximum(share, 2.0 / (config.spike_window + 1))
     bad = (~ok).astype(jnp.int32)
+    in_a_row = (state.skipped_in_a_row + bad) * bad
     return GuardState(
         state.inner,
         state.good + 1 - bad,
         jnp.where(ok, state.mean + share * (value - state.mean), state.mean),
         jnp.where(ok, state.square + share * (value**2 - state.square), state.square),
         state.skipped + bad,
-        (state.skipped_in_a_row + bad) * bad,
+        in_a_row,
+        jnp.maximum(state.skipped_longest, in_a_row),
     )
 
 
 def figures(opt_state: PyTree) -> dict[str, jax.Array]:
-    """`skipped` and `skipped_in_a_row` of a guarded optimizer's state; of another, nothing."""
+    """`skipped…` of a guarded optimizer's state; of another, nothing."""
     if not isinstance(opt_state, GuardState):
         return {}
-    return {"skipped": opt_state.skipped, "skipped_in_a_row": opt_state.skipped_in_a_row}
+    names = ("skipped", "skipped_in_a_row", "skipped_longest")
+    return {name: getattr(opt_state, name) for name in names}
 
 
 def updates(opt_state: PyTree) -> int:
@@ -114,12 +118,16 @@ class Guard:
 
     def __init__(self, config: SurvivalConfig, opt_state: PyTree, step: int):
         self._config, self._step = config, step
-        self._skipped = int(figures(opt_state).get("skipped", 0))
+        before = figures(opt_state)
+        self._skipped, self._longest = (
+            int(before.get(name, 0)) for name in ("skipped", "skipped_longest")
+        )
 
     def check_figures(self, step: int, metrics: Mapping[str, jax.Array | float]) -> None:
         """To be called with the figures after `step` updates. Raises GuardError, see the config."""
         more, self._skipped = int(metrics["skipped"]) - self._skipped, int(metrics["skipped"])
         first, self._step = self._step + 1, step
+        longest, self._longest = self._longest, int(metrics["skipped_longest"])
         bad = {k: float(v) for k, v in metrics.items() if not math.isfinite(float(v))}
         if not more and not bad:
             return
@@ -128,7 +136,9 @@ class Guard:
         what += f" (loss {metrics['loss']:.4g}, gradient norm {metrics['grad_norm']:.4g})"
         if bad:
             what += f"; not finite: {', '.join(bad)}"
-        if self._config.guard == "stop" or metrics["skipped_in_a_row"] >= self._config.max_skips:
+        # A row of them may have ended since the last look.
+        row = self._longest if self._longest > longest else metrics["skipped_in_a_row"]
+        if self._config.guard == "stop" or row >= self._config.max_skips:
             raise GuardError(
                 f"{what}; go on from the last checkpoint with a lower learning rate or other data "
                 "(with config.survival.changed=accept), or set config.survival.guard=skip to leave "

@@ -14,6 +14,7 @@ from masksearch_jax.parallel.folder_lock import FolderLock
 from masksearch_jax.runtime import metric_services, run_record, storage
 from masksearch_jax.runtime.process import process_index
 from masksearch_jax.training import checkpoint_files
+from masksearch_jax.training.train_state import check_rounding
 
 _STEP = "init.step"  # in the content of run.json: of `init`, where the run compares with it
 
@@ -44,6 +45,7 @@ def check_config(cfg: TrainRun) -> None:
         tokenizer="the folder that holds tokenizer.json",
     )
     metric_services.check_log(cfg.log)
+    check_rounding(cfg)
     if cfg.optim.schedule == "constant":
         because, instead = "optim.schedule=constant", "choose linear or cosine"
         check_idle(cfg.optim, "config.optim", because, instead, end_lr_ratio=1.0)

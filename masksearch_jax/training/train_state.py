@@ -19,7 +19,8 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 from jax.tree_util import KeyPath
 
-from masksearch_jax.core.config import OptimConfig
+from masksearch_jax.core.config import OptimConfig, TrainRun
+from masksearch_jax.core.errors import ConfigError
 from masksearch_jax.parallel.sharding import PyTree
 from masksearch_jax.training import gradients, guard
 
@@ -155,18 +156,24 @@ def copied(params: PyTree) -> PyTree:
     return jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))(params)
 
 
-def rounding_seed(config: OptimConfig, params: PyTree, seed: int) -> int | None:
-    """`rounding` of make_train_step. Raises ValueError where the trained weights need none."""
-    if config.rounding == "nearest":
-        return None
-    kinds = sorted({x.dtype.name for x in jax.tree.leaves(params)})
-    if kinds != ["bfloat16"]:
-        raise ValueError(
-            f"optim.rounding is {config.rounding!r}, but the weights that are trained are "
-            f"{', '.join(kinds)}: set compute.param_dtype=bfloat16 and no adapters, or "
-            "optim.rounding=nearest"
-        )
-    return seed
+def check_rounding(cfg: TrainRun) -> None:
+    """Raises ConfigError where weights would be rounded that are trained in float32."""
+    if cfg.optim.rounding == "nearest":
+        return
+    trained = f"config.compute.param_dtype is {cfg.compute.param_dtype}"
+    if cfg.lora.rank:
+        trained = f"config.lora.rank is {cfg.lora.rank}, and adapters are float32"
+    elif cfg.compute.param_dtype == "bfloat16":
+        return
+    raise ConfigError(
+        f"config.optim.rounding is {cfg.optim.rounding!r}, which is of weights in bfloat16, and "
+        f"{trained}; give compute.param_dtype=bfloat16 and no adapters, or optim.rounding=nearest"
+    )
+
+
+def rounding_seed(config: OptimConfig, seed: int) -> int | None:
+    """`rounding` of make_train_step."""
+    return None if config.rounding == "nearest" else seed
 
 
 def make_train_step(

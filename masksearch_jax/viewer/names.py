@@ -96,6 +96,7 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "masked_sequences": ("Samples left out as too far apart", "share"),
         "skipped": ("Skipped updates", "of the run"),
         "skipped_in_a_row": ("Skipped updates in a row", ""),
+        "skipped_longest": ("Skipped updates in a row, most", "of the run"),
         "rollbacks": ("Rollbacks", "of the run"),
     },
     "Groups": {

@@ -7,7 +7,7 @@ import hashlib
 import itertools
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from masksearch_jax.core import markup, scoring
@@ -145,8 +145,9 @@ def name_of(run: str, group: Group, row: JsonObject) -> str:
 def shown(row: JsonObject) -> JsonObject:
     """What the page keeps of a trajectory but for its tokens; absent fields are left out."""
     example = as_dict(row.get("example"))
+    corrections = markup.corrections(_tools(row))
     segments = [
-        [s.get("author") if s.get("author") in ("policy", "tool") else "prompt", str(s["text"])]
+        [_author(s, corrections), str(s["text"])]
         for s in map(as_dict, as_list(row.get("segments")))
         if isinstance(s.get("text"), str)
     ]
@@ -170,6 +171,14 @@ def shown(row: JsonObject) -> JsonObject:
     if versions:
         kept["versions"] = [min(versions), max(versions)]
     return kept
+
+
+def _author(segment: JsonObject, corrections: Collection[str]) -> str:
+    """Who wrote a segment: a correction is what a turn is told that made no call."""
+    author = segment.get("author")
+    if author == "tool" and segment["text"] in corrections:
+        return "correction"
+    return author if author in ("policy", "tool") else "prompt"
 
 
 def as_scored(row: JsonObject, segments: list[list[str]]) -> list[Segment]:

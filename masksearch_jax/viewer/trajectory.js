@@ -1,6 +1,7 @@
 // One trajectory: read turn by turn, or token by token as the policy saw it.
 
 const AUTHORS = { prompt: "prompt", policy: "policy", tool: "search tool" };
+const SAID_BY = { ...AUTHORS, correction: "correction" }; // of segments; the tokens of a correction are as a tool's
 const tags = (tools) => new RegExp(`<(think|${tools.join("|")}|information|answer)>([\\s\\S]*?)</\\1>`, "g");
 const MANY_TOKENS = 3000; // shown at once; the others on demand
 
@@ -185,8 +186,8 @@ function pieceList(text) {
   return h("ol", { class: "pieces" }, cut(text).map((part) =>
     h(
       "li",
-      { class: `piece ${part.author}` },
-      h("span", { class: "tag" }, TITLES[part.tag] ?? (part.tag || AUTHORS[part.author])),
+      { class: `piece ${part.author === "correction" ? "tool" : part.author}` },
+      h("span", { class: "tag" }, part.author === "correction" ? SAID_BY.correction : (TITLES[part.tag] ?? (part.tag || SAID_BY[part.author]))),
       part.turn ? documents(part, text.wanted) : h("div", { class: "text", dir: "auto" }, part.author === "prompt" ? marked(part.text.trim(), []) : marked(part.text.trim(), text.wanted)),
     )));
 }
@@ -212,7 +213,7 @@ function documents(part, wanted) {
 }
 
 function asText(text) {
-  return text.segments.map(([author, said]) => `[${AUTHORS[author]}]\n${said.trim()}`).join("\n\n");
+  return text.segments.map(([author, said]) => `[${SAID_BY[author]}]\n${said.trim()}`).join("\n\n");
 }
 
 async function downloadTrajectory(index, entry, text) {

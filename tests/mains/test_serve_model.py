@@ -619,6 +619,38 @@ def test_a_client_that_goes_away_is_not_waited_for(idle):
     assert send(idle, "GET", "/health")[1]["in_flight"] == 1  # until the engine drops it
 
 
+def test_prompts_that_are_read_when_their_client_has_gone_are_not_decoded(idle, monkeypatch):
+    idle.deadline = 60.0
+    begun, goes_on, withdrawn, read = (threading.Event() for _ in range(4))
+    encode, withdraw, submit = idle.vocab.encode, idle._withdraw, idle._submit
+
+    def slow(text, *args, **kwargs):
+        begun.set()
+        assert goes_on.wait(20)
+        return encode(text, *args, **kwargs)
+
+    def withdraw_and_tell(choices):
+        withdraw(choices)
+        withdrawn.set()
+
+    def submit_and_tell(*args):
+        submit(*args)
+        read.set()
+
+    monkeypatch.setattr(idle.vocab, "encode", slow)
+    monkeypatch.setattr(idle, "_withdraw", withdraw_and_tell)
+    monkeypatch.setattr(idle, "_submit", submit_and_tell)
+    body = json.dumps({"model": "small", "prompt": ["a", "b", "c"]}).encode()
+    with socket.create_connection(idle.server_address) as client:
+        client.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\n")
+        client.sendall(f"Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        assert begun.wait(20)
+    assert withdrawn.wait(20)
+    goes_on.set()
+    assert read.wait(20)
+    assert idle._pending == {}
+
+
 def test_a_reader_of_a_stream_that_goes_away_frees_its_slot(idle):
     idle.deadline = 60.0
     body = json.dumps({"model": "small", "messages": ASKED, "stream": True}).encode()

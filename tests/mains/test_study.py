@@ -373,6 +373,22 @@ def test_another_judge_is_of_the_arm_that_it_pays_alone(parse, tmp_path):
             "arms: a: --config.sft.stepz is not a flag; did you mean --config.sft.steps",
         ),
         (["arms=('a: seeds=1', 'mixed:')"], "a overrides seeds, which is of the whole study"),
+        (
+            ["arms=('a: ramp_sft ramp.seed=1', 'mixed: ramp_sft')"],
+            r"a overrides ramp\.seed \(0 → 1\), which decides the articles that are held",
+        ),
+        (
+            ["arms=('a: ramp_sft ramp.heldout_fraction=0.5', 'mixed: ramp_sft')"],
+            r"a overrides ramp\.heldout_fraction \(0\.18 → 0\.5\), which",
+        ),
+        (
+            ["search.index=x", "arms=('a: ramp_sft gold_left_out=0.1', 'mixed: ramp_sft')"],
+            "a has gold_left_out=0.1, and search.index names an index that lacks none of these",
+        ),
+        (
+            ["arms=('a: ramp_sft gold_left_out=.1 search.kind=http search.url=x', 'mixed:')"],
+            "a has gold_left_out=0.1, and search.kind=http names an index",
+        ),
         (["arms=('a: eval.methods=rag,agent', 'mixed:')"], "a is evaluated by 2 methods"),
         (["arms=('a: eval.suites=ramp', 'mixed:')"], "all arms are asked the same items"),
         (

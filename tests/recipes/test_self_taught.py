@@ -15,6 +15,7 @@ from masksearch_jax.recipes.self_taught import NothingAcceptedError
 from masksearch_jax.recipes.stage_folder import Usage
 
 EXAMPLE = RampExample("e", "p", "t", "A [mask].", "A b.", (Span(2, 3, "b", "TERM"),))
+NEW = dataclasses.replace(EXAMPLE, id="new")
 
 
 def shown(name, text):
@@ -30,13 +31,14 @@ def sample(tmp_path, monkeypatch):
         write_jsonl(run.data / "ramp" / f"{split}.jsonl", rows)
     write_jsonl(run.data / build_trajectories.DEMONSTRATIONS, [shown("teacher", "b")])
 
-    def sampled(*accepted, least=1):
-        def build(cfg):
+    def sampled(*accepted, least=1, examples=1):
+        def build(cfg, may_be_empty):
+            assert may_be_empty  # what comes of none is decided here
             write_jsonl(Path(cfg.folder) / build_trajectories.DEMONSTRATIONS, accepted)
             return {"tried": 4, "rejected": {"out_of_tokens": 3, "spans_wrong": 1}}
 
         monkeypatch.setattr(build_trajectories, "run", build)
-        record = self_taught.sample(run, tmp_path / "samples", 1, 4, least)
+        record = self_taught.sample(run, tmp_path / "samples", examples, 4, least)
         found = read_jsonl(
             tmp_path / "samples" / "data" / build_trajectories.DEMONSTRATIONS, Demonstration
         )
@@ -70,3 +72,12 @@ def test_where_nobody_asks_the_teacher_alone_is_learned_from(sample, capsys):
     _, found = sample(least=0)
     assert found == ["teacher"]
     assert "0 of 4 own trajectories accepted" in capsys.readouterr().err
+
+
+def test_examples_that_the_teacher_has_shown_do_not_fill_up_new_ones(sample, tmp_path, capsys):
+    """`rl` has one example of two that are wanted; the other split is what the teacher showed."""
+    write_jsonl(tmp_path / "text" / "data" / "ramp" / "rl.jsonl", [NEW])
+    sample(shown("own", "c"), examples=2)
+    pool = read_jsonl(tmp_path / "samples" / "pool" / "ramp" / "train.jsonl", RampExample)
+    assert [e.id for e in pool] == [NEW.id]
+    assert "1 examples are sampled, and 2 were wanted" in capsys.readouterr().err

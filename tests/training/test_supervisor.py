@@ -389,6 +389,16 @@ def test_a_spike_is_left_out_once_the_window_is_full():
     assert metrics[-1]["skipped"] == 0  # off
 
 
+def test_a_row_of_bad_updates_that_ended_before_anybody_looked_stops_the_run(capsys):
+    states, metrics = run_guarded([1.0, np.nan, np.nan, 1.0, np.nan, 1.0, 1.0])
+    skips = dataclasses.replace(CONFIG, guard="skip", max_skips=2)
+    with pytest.raises(GuardError, match="steps 1 to 4: 2 updates"):
+        Guard(skips, states[0].opt_state, 0).check_figures(4, metrics[3])
+    going_on = Guard(skips, states[4].opt_state, 4)  # the row is one of before
+    going_on.check_figures(7, metrics[6])
+    assert "steps 5 to 7: 1 updates" in capsys.readouterr().err
+
+
 def test_the_guard_names_the_steps_and_stops_or_goes_on(capsys):
     states, metrics = run_guarded([1.0, np.nan, 1.0, np.nan, np.nan])
     with pytest.raises(GuardError, match=r"steps 1 to 3: 1 updates had .*\(loss .*, gradient norm"):

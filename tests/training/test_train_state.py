@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ from masksearch_jax.models.transformer import Transformer
 from masksearch_jax.parallel.hosts import split_micro
 from masksearch_jax.training.train_state import (
     TrainState,
+    check_rounding,
     init_state,
     is_decayed,
     make_optimizer,
@@ -340,7 +342,16 @@ def test_stochastic_rounding_follows_float32_where_the_nearest_stays():
 
 def test_stochastic_rounding_of_float32_weights_is_refused():
     drawn = dataclasses.replace(OPTIM, rounding="stochastic")
-    assert rounding_seed(OPTIM, {"w": jnp.ones(2)}, 3) is None
-    assert rounding_seed(drawn, {"w": jnp.ones(2, jnp.bfloat16)}, 3) == 3
-    with pytest.raises(ValueError, match=r"trained are float32: set compute\.param_dtype=bfloat16"):
-        rounding_seed(drawn, {"w": jnp.ones(2)}, 3)
+    assert (rounding_seed(OPTIM, 3), rounding_seed(drawn, 3)) == (None, 3)
+
+    def check(optim, dtype, rank=0):
+        compute = types.SimpleNamespace(param_dtype=dtype)
+        lora = types.SimpleNamespace(rank=rank)
+        check_rounding(types.SimpleNamespace(optim=optim, compute=compute, lora=lora))
+
+    check(OPTIM, "float32", 8)
+    check(drawn, "bfloat16")
+    with pytest.raises(ConfigError, match=r"config\.compute\.param_dtype is float32; give compute"):
+        check(drawn, "float32")
+    with pytest.raises(ConfigError, match=r"config\.lora\.rank is 8, and adapters are float32"):
+        check(drawn, "bfloat16", 8)

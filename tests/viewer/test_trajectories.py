@@ -7,7 +7,7 @@ import json
 import pytest
 
 from masksearch_jax import viewer
-from masksearch_jax.core import types
+from masksearch_jax.core import markup, types
 from masksearch_jax.testing.pages import data_of
 from masksearch_jax.viewer import load, trajectories
 from masksearch_jax.viewer.trajectories import Group, Tokens
@@ -86,6 +86,18 @@ def test_documents_are_told_apart_and_the_source_is_marked(tmp_path, make_trajec
     }
     assert other["kind"] == ""
     assert other["text"] == f"Mali: {hostile}".replace("\ud800", "?")
+
+
+def test_a_correction_takes_no_document_of_a_search(tmp_path, make_trajectory):
+    """A turn that is no action is told so, in a segment of the tool, and is no call."""
+    row = make_trajectory(7)
+    told = markup.wrap("information", markup.correction("no_action"))
+    prompt, *rest = row["segments"]
+    said = [{"author": "policy", "text": "Hm."}, {"author": "tool", "text": told}]
+    _, without, _ = one(tmp_path, row)
+    _, text, _ = one(tmp_path, row | {"segments": [prompt, *said, *rest]})
+    assert text["turns"] == without["turns"]
+    assert text["segments"][1:3] == [["policy", "Hm."], ["correction", told]]
 
 
 def test_a_search_tells_who_answered(tmp_path, make_trajectory):
