@@ -318,6 +318,8 @@ def train(run: Run, n: int) -> dict[str, Any]:
             init=cfg.init if cfg.evolve.restart else run.student(n - 1),
             **run.policy,
             prompt=cfg.prompt,
+            search=run.search,  # as its agent is to be asked
+            rollout=cfg.rollout,
             optim=cfg.optim if n else cfg.first_optim,
             sft=run.sft(n),
             tools=cfg.tools,

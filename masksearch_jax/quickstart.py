@@ -71,7 +71,12 @@ class QuickstartRun(RecipeRun):
 
 
 class Run(StageFolder):
-    """The run's folder and the paths in it."""
+    """The run's folder and the paths in it.
+
+    has_own_search: whether all of its trainings are of this config's search and rollouts.
+    """
+
+    has_own_search = True
 
     def __init__(self, cfg: QuickstartRun, usage: Usage):
         super().__init__(Path(cfg.workdir), stages(cfg))
@@ -241,7 +246,10 @@ def training(
     *,
     samples: bool,
 ) -> dict[str, Any]:
-    """What a training of either kind is told; of sampling and search, where it `samples`."""
+    """What a training of either kind is told; of held-out examples, where it `samples`.
+
+    Of search and rollouts too: `ask` and `export_hf` read them in the record of its checkpoints.
+    """
     cfg = run.cfg
     told: dict[str, Any] = {
         "workdir": str(run.folder / name),
@@ -259,8 +267,10 @@ def training(
         "checkpoint": dataclasses.replace(cfg.checkpoint, folder=run.checkpoints(name)),
         "survival": cfg.survival,
     }
+    if samples or run.has_own_search:
+        told |= {"search": run.search, "rollout": cfg.rollout}
     if samples:
-        told |= {"search": run.search, "rollout": cfg.rollout, "eval": heldout(run, stage.steps)}
+        told |= {"eval": heldout(run, stage.steps)}
     return told
 
 
@@ -268,8 +278,7 @@ def run_sft(
     run: Run, name: str, init: str, sft: config_lib.SftConfig, optim: config_lib.OptimConfig
 ) -> dict[str, Any]:
     """Trains `name` from the checkpoint `init`; its last metrics, and how many updates it had."""
-    samples = bool(run.cfg.heldout_points)  # else nothing of it searches
-    told = training(run, name, init, sft, optim, samples=samples)
+    told = training(run, name, init, sft, optim, samples=bool(run.cfg.heldout_points))
     made = train_sft.run(config_lib.SftRun(**told, sft=sft))
     return made | {"updates": {name: made["all_updates"]}}
 

@@ -81,6 +81,8 @@ def check_differ(evaluations: Mapping[str, Sequence[Made]]) -> None:
 class Place(quickstart.Run):
     """The quickstart's stages, with their folders where a study has them."""
 
+    has_own_search = False  # arms that search otherwise share trainings
+
     def __init__(self, cfg: QuickstartRun, usage: Usage, folder: Path, start: str = ""):
         if cfg.checkpoint.folder:
             elsewhere = f"{cfg.checkpoint.folder}/{folder.name}"

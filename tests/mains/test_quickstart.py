@@ -167,13 +167,15 @@ def test_every_figure_is_in_the_summary(whole):
 
 
 @pytest.mark.slow
-def test_every_training_tells_the_style_of_the_prompts_that_it_read(whole):
-    workdir, _ = whole
+def test_every_training_tells_how_its_agent_is_to_be_asked(whole):
+    workdir, summary = whole
     manifest = json.loads((workdir / "cache" / "manifest.json").read_text())
     assert manifest["prompt_style"] == "minimal"
     for name in quickstart.TRAININGS:
         record = json.loads((workdir / name / "run.json").read_text())
         assert record["config"]["prompt"] == {"style": "minimal"}, name
+        assert record["config"]["search"]["index"] == str(workdir / "index"), name
+        assert record["config"]["rollout"] == summary["config"]["rollout"], name
 
 
 @pytest.mark.slow
