@@ -322,4 +322,6 @@ def _print_summary(cfg: BuildCacheRun, summary: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(lambda cfg: _print_summary(cfg, run(cfg)), BuildCacheRun, resumes=True)
+    cli.run(
+        lambda cfg: _print_summary(cfg, run(cfg)), BuildCacheRun, resumes=True, check=check_config
+    )

@@ -377,4 +377,9 @@ def _print_summary(counts: dict[str, Any], folder: str) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(lambda cfg: _print_summary(run(cfg), cfg.folder), BuildDatasetRun, resumes=True)
+    cli.run(
+        lambda cfg: _print_summary(run(cfg), cfg.folder),
+        BuildDatasetRun,
+        resumes=True,
+        check=check_config,
+    )

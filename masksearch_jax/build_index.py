@@ -216,4 +216,4 @@ def _print_summary(summary: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(lambda cfg: _print_summary(run(cfg)), BuildIndexRun)
+    cli.run(lambda cfg: _print_summary(run(cfg)), BuildIndexRun, check=check_config)

@@ -432,4 +432,9 @@ def _print_summary(counts: dict[str, Any], folder: str) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(lambda cfg: _print_summary(run(cfg), cfg.folder), BuildRampRun, resumes=True)
+    cli.run(
+        lambda cfg: _print_summary(run(cfg), cfg.folder),
+        BuildRampRun,
+        resumes=True,
+        check=check_config,
+    )

@@ -487,4 +487,5 @@ if __name__ == "__main__":
         BuildTrajectoriesRun,
         resumes=True,
         read_model=read_model,
+        check=check_config,
     )

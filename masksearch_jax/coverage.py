@@ -136,4 +136,4 @@ def render(table: dict[str, dict[str, float]]) -> str:
 
 
 if __name__ == "__main__":
-    cli.run(lambda cfg: print(render(run(cfg))), CoverageRun)
+    cli.run(lambda cfg: print(render(run(cfg))), CoverageRun, check=check_config)

@@ -435,4 +435,4 @@ def run(cfg: EvolveRun) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(run, EvolveRun, resumes=True, read_model=read_model)
+    cli.run(run, EvolveRun, resumes=True, read_model=read_model, check=check_config)

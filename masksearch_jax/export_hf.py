@@ -266,4 +266,10 @@ def _generation_config(tokenizer_dir: str | Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    cli.run(lambda cfg: run(cfg) and None, ExportRun, resumes=True, read_model=read_model)
+    cli.run(
+        lambda cfg: run(cfg) and None,
+        ExportRun,
+        resumes=True,
+        read_model=read_model,
+        check=check_config,
+    )

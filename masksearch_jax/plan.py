@@ -377,4 +377,4 @@ def run(cfg: Run) -> int:
 
 
 if __name__ == "__main__":
-    cli.run(run, (SftRun, DapoRun), read_model=read_model)
+    cli.run(run, (SftRun, DapoRun), read_model=read_model, check=check_config)

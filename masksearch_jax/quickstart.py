@@ -463,4 +463,4 @@ def run(cfg: QuickstartRun) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(run, QuickstartRun, resumes=True, read_model=read_model)
+    cli.run(run, QuickstartRun, resumes=True, read_model=read_model, check=check_config)

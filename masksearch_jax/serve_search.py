@@ -81,4 +81,4 @@ def _served(cfg: SearchConfig) -> str:
 
 
 if __name__ == "__main__":
-    cli.run(run, ServeSearchRun)
+    cli.run(run, ServeSearchRun, check=check_config)

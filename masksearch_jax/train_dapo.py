@@ -464,4 +464,10 @@ def train(cfg: DapoRun) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    cli.run(lambda cfg: train(cfg) and None, DapoRun, resumes=True, read_model=read_model)
+    cli.run(
+        lambda cfg: train(cfg) and None,
+        DapoRun,
+        resumes=True,
+        read_model=read_model,
+        check=check_config,
+    )

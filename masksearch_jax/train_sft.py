@@ -222,4 +222,10 @@ def run(cfg: SftRun) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    cli.run(lambda cfg: run(cfg) and None, SftRun, resumes=True, read_model=read_model)
+    cli.run(
+        lambda cfg: run(cfg) and None,
+        SftRun,
+        resumes=True,
+        read_model=read_model,
+        check=check_config,
+    )

@@ -181,10 +181,12 @@ def run(
     *,
     read_defaults: ReadDefaults | None = None,
     resumes: bool = False,
+    check: Callable[[T], None] | None = None,
 ) -> None:
     """Parses the command line into `schema`, calls `fn` with it, turns failures into statuses.
 
-    schema, read_model, read_defaults as in `parse`. `resumes`: the same command goes on from what
+    schema, read_model, read_defaults as in `parse`. check: what `fn` says of a config before it
+    reads a file; `--check` says it too. `resumes`: the same command goes on from what
     an interrupted one has saved, which Ctrl-C then says. An int that `fn` returns is the exit
     status. A UserError, an error class of this package or an OSError is printed as one line; any
     other exception is a defect and keeps its traceback. `--help`, `--print-config`, `--check` and
@@ -201,7 +203,10 @@ def run(
             return
         rest = [a for a in argv if a not in (PRINT_CONFIG, CHECK)]
         if CHECK in argv:
-            parse(schema, rest, read_model and _unread, is_unread=read_defaults is not None)
+            is_unread = read_defaults is not None
+            settings = parse(schema, rest, read_model and _unread, is_unread=is_unread)
+            if check and not is_unread:  # else a folder may yet say what is missing
+                call(lambda: check(settings))
             return
         settings = parse(schema, rest, read_model, read_defaults)
         if PRINT_CONFIG in argv:

@@ -409,6 +409,11 @@ def test_a_wrong_command_says_what_is_wrong(fakes: Path, args: list[str], messag
             [*COMMAND, "--config.optim.learning_rte=1e-5"],
             r"--config\.optim\.learning_rte is not a flag; did you mean --config",
         ),
+        (COMMAND, "config.tokenizer is empty; it must name the folder that holds tokenizer.json"),
+        (
+            [*COMMAND, "--config.tokenizer=t", "--config.optim.rounding=stochastic"],
+            "config.optim.rounding is 'stochastic', which is of weights in bfloat16, and config",
+        ),
     ],
 )
 def test_a_command_that_no_host_would_start_is_found_here(fakes, script, options, command, message):
@@ -422,8 +427,13 @@ def test_a_command_that_no_host_would_start_is_found_here(fakes, script, options
 @pytest.mark.parametrize(
     "command",
     [
-        AWKWARD,
-        ["train_sft", "--config=configs/ramp_sft.py:hf", "--config.init=/data/Qwen2.5-7B-Instruct"],
+        [*AWKWARD, "--config.tokenizer=t"],
+        [
+            "train_sft",
+            "--config=configs/ramp_sft.py:hf",
+            "--config.init=/m",
+            "--config.tokenizer=/m",
+        ],
         ["evaluate", "--config=configs/evaluate.py:tiny", "--config.init=gs://no-such/run"],
     ],
 )

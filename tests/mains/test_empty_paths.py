@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import re
+import runpy
 
 import pytest
 
@@ -90,7 +92,7 @@ SCHEMAS = {
     ],
 )
 def test_an_empty_path_is_named_with_what_to_give(
-    main, config, given, said, repository, tmp_path, monkeypatch
+    main, config, given, said, repository, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.chdir(tmp_path)
     module = importlib.import_module(f"masksearch_jax.{main}")
@@ -100,3 +102,9 @@ def test_an_empty_path_is_named_with_what_to_give(
     with pytest.raises(ConfigError, match=said.replace(".", r"\.").replace(r"\.*", ".*")):
         module.run(cfg)
     assert [p for p in tmp_path.rglob("*") if p.is_file()] == []
+    if main not in ("ask", "evaluate", "report", "serve_model"):  # a folder may yet say the rest
+        monkeypatch.setattr("sys.argv", [*argv, "--check"])
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path(module.__file__, run_name="__main__")
+        assert end.value.code == 2
+        assert re.search(said.replace(".", r"\.").replace(r"\.*", ".*"), capsys.readouterr().err)
