@@ -20,8 +20,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c = ConfigDict()
     c.folder = "runs/ramp"
 
-    c.search = ConfigDict()
-    c.search.top_k = c.search.max_passages = c.search.max_queries = 3  # what is shown is learned
+    c.search = common.search(arg.runlocal)
     c.search.workers = 4
 
     c.llm = ConfigDict()
@@ -38,5 +37,5 @@ def get_config(arg: str = "") -> ConfigDict:
 
     if arg.runlocal:
         c.demonstrations = 50
-        c.max_searches, c.search.top_k = 2, 1
+        c.max_searches = 2
     return c

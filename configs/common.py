@@ -216,6 +216,14 @@ def in_cell(c: ConfigDict, arg: str, stage: str) -> ConfigDict:
     return c
 
 
+def search(runlocal: bool) -> ConfigDict:
+    """What a search shows of demonstrations and of trainings: what was shown is learned."""
+    c = ConfigDict()
+    c.top_k = 1 if runlocal else 3
+    c.max_passages = c.max_queries = 3
+    return c
+
+
 def smoke_rollout() -> ConfigDict:
     """Rollouts of a smoke run: a few short trajectories with one search."""
     c = ConfigDict()

@@ -38,6 +38,8 @@ def settings(arg: str) -> ConfigDict:
     c.dapo.reward = "penalised"  # an answer is the whole paragraph: excess words are a hack
     c.dapo.curriculum = "0:ramp_upto1,100:ramp_upto2,200:ramp_upto3,300:ramp_upto4"
 
+    c.search = common.search(arg.runlocal)
+
     c.checkpoint = ConfigDict()
     c.checkpoint.every = 10
 

@@ -34,6 +34,8 @@ def settings(arg: str) -> ConfigDict:
         "0:ramp_sft_upto1,1000:ramp_sft_upto2,2000:ramp_sft_upto3,3000:ramp_sft_upto4"
     )
 
+    c.search = common.search(arg.runlocal)
+
     c.checkpoint = ConfigDict()
     c.checkpoint.every = 200
     c.checkpoint.best_mode = "min"  # of the loss, where best_metric names it

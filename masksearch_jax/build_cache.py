@@ -44,7 +44,7 @@ from masksearch_jax.data.cache import (
     write_split,
 )
 from masksearch_jax.data.folder import Folder
-from masksearch_jax.runtime import cli, run_record
+from masksearch_jax.runtime import agent_settings, cli, run_record
 from masksearch_jax.runtime.process_lock import ProcessLock
 from masksearch_jax.runtime.progress import Progress
 from masksearch_jax.tools.registry import instructions_of
@@ -173,9 +173,16 @@ def _build(
         tasks=built,
         mixtures={n: _rates(seqio, n, built) for n in names if n in seqio.MixtureRegistry.names()},
         tools=cfg.tools,
+        search=_searched(Path(cfg.folder)),
     )
     manifest.save()
     return manifest, reused
+
+
+def _searched(folder: Path) -> dict[str, Any]:
+    """What the demonstrations of a folder of data were shown by: keys of `search`, {} for none."""
+    record = run_record.read(folder / "demonstrations")
+    return agent_settings.of_run(record["config"]).get("search", {}) if record else {}
 
 
 def _finished(cache: str, made_from: str) -> Manifest | None:

@@ -256,13 +256,18 @@ def sample(
             log.rows.add(_row(sampled, attempts, model))
             progress.update(progress.done + 1)
 
+        def tell(failures: int, error: str) -> None:
+            progress.figures.pop("failing", None)
+            told = {"failing": f"{failures} items in a row ({error})"} if failures else {}
+            progress.update(progress.done, **told)
+
         for method, tool in tools.items():
             prepared = functools.partial(sampling.prepare, method, tool, search, fits, check)
             own_tools = toolbox.searching(tool, search)
             with sampler_of(cfg, method, own_tools, model, check) as sampler:
                 for place in (place for place in total if place[1] == method):
                     allowed = cfg.eval.max_tool_failures * total[place]
-                    how = cfg.eval.retries, allowed, keep, hosts.gather
+                    how = cfg.eval.retries, allowed, keep, hosts.gather, tell
                     failed += sampling.ask(sampler, prepared, own[place], *how)
     failed = [Lost(*lost) for of_process in hosts.gather(failed) for lost in of_process]
     said = f"{sampling.NO_FAULT}, {cfg.eval.retries + 1} times each"

@@ -12,6 +12,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from masksearch_jax.data import prompt
 from masksearch_jax.models.load import check_context, describe, initial, pinned
 from masksearch_jax.models.transformer import Transformer
 from masksearch_jax.parallel.sharding import make_mesh
+from masksearch_jax.rollout import chat
 from masksearch_jax.rollout.engine import Engine
 from masksearch_jax.rollout.server import ChatServer, serve_until_told
 from masksearch_jax.runtime import agent_settings, cli, storage
@@ -82,6 +84,20 @@ def check_config(cfg: ServeModelRun) -> None:
         check_named(cfg.search)
 
 
+def tell_style(cfg: ServeModelRun) -> None:
+    """A line on stderr for a model that was trained with prompts that no chat template writes."""
+    style = agent_settings.read(cfg.init).get("prompt", {}).get("style", "chat")
+    if style != "chat":
+        name = cfg.name or Path(cfg.init).resolve().name
+        instead = f"ask {name}{chat.AGENT}" if cfg.agent else "ask its agent, by config.agent=True"
+        print(
+            f"  {cfg.init} was trained with prompts of style {style!r}: a chat template is "
+            f"strange to it; {instead}",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
 @contextlib.contextmanager
 def opened(cfg: ServeModelRun) -> Iterator[tuple[ChatServer, Transformer]]:
     """The service, its port bound and all programs compiled, and the model to `serve` with it.
@@ -93,6 +109,7 @@ def opened(cfg: ServeModelRun) -> Iterator[tuple[ChatServer, Transformer]]:
     mesh = make_mesh(cfg.mesh)  # before anything that reads a checkpoint, for which JAX begins
     config, vocab = describe(cfg.init, cfg.tokenizer)
     check_context(config, cfg.rollout.max_len, "config.rollout.max_len")
+    tell_style(cfg)
     try:
         vocab.check_chat_template()
     except VocabError as error:

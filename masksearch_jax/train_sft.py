@@ -9,6 +9,8 @@ The story: data, model, state (restored if there is one), loop. Stopping at any 
 
 from __future__ import annotations
 
+import dataclasses
+import sys
 import time
 from typing import Any
 
@@ -87,6 +89,21 @@ def check_config(cfg: SftRun) -> None:
         check_named(cfg.search)
 
 
+def tell_other_search(cfg: SftRun, manifest: cache.Manifest) -> None:
+    """A line on stderr where the agent would be asked by another search than it is taught with."""
+    own = dataclasses.asdict(cfg.search)
+    other = {name: value for name, value in manifest.search.items() if own[name] != value}
+    if other and jax.process_index() == 0:
+        taught = " ".join(f"--config.search.{name}={value}" for name, value in other.items())
+        here = ", ".join(f"{name}={own[name]}" for name in other)
+        print(
+            f"  the demonstrations searched by {taught}; what asks this model will search by "
+            f"{here}, as this run's record tells: give the run the same flags",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
 def run(cfg: SftRun) -> dict[str, Any]:
     """Trains to `cfg.sft.steps`; the last metrics, and `all_updates` that the weights have had.
 
@@ -105,6 +122,7 @@ def run(cfg: SftRun) -> dict[str, Any]:
         cfg.data, tokenizer=vocab.fingerprint, prompt_style=cfg.prompt.style, tools=cfg.tools
     )
     check_vocabulary(cfg.model, vocab, cfg.tokenizer, cfg.init)
+    tell_other_search(cfg, manifest)
     batches = sft_batches(
         manifest,
         cfg.sft.curriculum,

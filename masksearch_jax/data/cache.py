@@ -41,6 +41,14 @@ class CacheError(ValueError):
 _ARRAY = 1  # msgpack extension code of a numpy array
 
 
+def _near(folder: Path) -> str:
+    """Where the cache may be instead, for a message."""
+    if not folder.is_dir():
+        return "; there is no such folder"
+    below = folder / "cache"
+    return f"; did you mean {below}?" if (below / MANIFEST).is_file() else ""
+
+
 @dataclasses.dataclass(frozen=True)
 class Split:
     """What one task's split holds. `made_from` is a hash of its inputs.
@@ -66,6 +74,7 @@ class Manifest:
     """Everything a trainer needs to know of a cache but the records themselves.
 
     tasks: task → split → `Split`. mixtures: mixture → task → rate. made_from: a hash of inputs.
+    search: keys of `config.search` by which the demonstrations searched.
     """
 
     folder: Path
@@ -78,6 +87,7 @@ class Manifest:
     tasks: Mapping[str, Mapping[str, Split]]
     mixtures: Mapping[str, Mapping[str, float]]
     tools: tuple[str, ...] = ()  # besides search, as `config.tools` names them
+    search: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # of demonstrations
 
     @classmethod
     def load(
@@ -97,8 +107,9 @@ class Manifest:
         path = folder / MANIFEST
         if not path.is_file():
             raise FileNotFoundError(
-                f"no {MANIFEST} in {str(folder)!r}: the cache was not built, or its build did not "
-                "finish; run `python -m masksearch_jax.build_cache` to build or resume it"
+                f"no {MANIFEST} in {str(folder)!r} (config.data): the cache was not built, or its "
+                f"build did not finish{_near(folder)}; run `python -m masksearch_jax.build_cache` "
+                "to build or resume it"
             )
         obj = json.loads(path.read_text(encoding="utf-8"))
         if (found := obj.pop("format", None)) != FORMAT:

@@ -21,7 +21,7 @@ from masksearch_jax.evals.lost import Lost, LostItemsError, named
 from masksearch_jax.runtime.call_pool import Call, CallPool
 
 _AT_ONCE = 8  # retrievals that a worker is given together
-OUTAGE = 100  # items lost with none between them that was not: a service is down
+OUTAGE = 32  # items lost with none between them that was not: a service is down
 NO_FAULT = "ended for no fault of the model"
 AGAIN = "what is done is kept, and the same command asks for the others again"
 
@@ -148,11 +148,13 @@ def ask(
     allowed: float,
     keep: Callable[[Sampled, int], None],
     gather: Gather,
+    tell: Callable[[int, str], None] = lambda failures, error: None,
 ) -> list[Lost]:
     """Hands a trajectory of each item, of one suite and method, to `keep`, and attempts before it.
 
     items: this process's; all must call it. One that ended for no fault of the model is sampled
-    again, `retries` times at most; the items of which none ended otherwise are returned. Raises
+    again, `retries` times at most; the items of which none ended otherwise are returned. `tell`
+    hears how many end so at once, 0 once one does not, and why. Raises
     LostItemsError, on all processes, where more than `allowed` of one's end so at once, and none
     between them that does not.
     """
@@ -166,12 +168,15 @@ def ask(
         item, trajectory = sampled.item, sampled.trajectory
         if trajectory.status not in NOT_ITS_DOING:
             keep(sampled, attempt)
+            if in_a_row:
+                tell(0, "")
             in_a_row = 0
             return not outage
         error = trajectory.turns[-1].error if trajectory.turns else ""
         lost[item.example.id] = Lost(*item.name, trajectory.status, error)
         in_a_row += 1
-        if not attempt and not outage and in_a_row >= OUTAGE and len(lost) > allowed:
+        tell(in_a_row, error or trajectory.status)
+        if not outage and in_a_row >= OUTAGE and len(lost) > allowed:
             said = f"{in_a_row} items in a row {NO_FAULT}"
             outage = f"{said}: {named(list(lost.values()))}; {AGAIN}"
         return not outage

@@ -36,6 +36,7 @@ FILES = {
     STATEMENTS: f"{STATEMENTS}/heldout.jsonl",
 }
 _OF_RAMP = ("ramp", "source_hidden")
+_NOT_BUILT = "the folder has no counts.json, which build_ramp writes"
 
 
 def content(data: str) -> str:
@@ -135,10 +136,13 @@ def load(cfg: EvalConfig, data: str) -> list[Suite]:
     for name, file in files.items():
         if name in cfg.suites and Path(data).is_dir() and not file.exists():
             how = ", which it makes with config.ramp.statements=True" if name == STATEMENTS else ""
+            built = (Path(data) / "counts.json").exists()
+            why = f"build_ramp held out no such example{how}" if built else _NOT_BUILT
+            others = [n for n in cfg.suites if n != name and files[n].exists()] or ["NAME=PATH"]
             raise UserError(
-                f"{file} is not there, which config.eval.suites asks for by {name!r}: build_ramp "
-                f"held out no such example{how} ({Path(data) / 'counts.json'}); leave the suite "
-                "out, as in --config.eval.suites=ramp, or name a file of yours, as in NAME=PATH"
+                f"{file} is not there, which config.eval.suites asks for by {name!r}: {why} "
+                f"({Path(data) / 'counts.json'}); leave the suite out, as in "
+                f"--config.eval.suites={','.join(others)}, or name a file of yours, as in NAME=PATH"
             )
     aliases = read_aliases(cfg.aliases) if cfg.aliases else {}
     loaded = [_read(name, file, cfg.max_bad_fraction, aliases) for name, file in files.items()]

@@ -299,16 +299,22 @@ def check_vocabulary(config: ModelConfig, vocab: Vocab, tokenizer: str, init: st
     """Raises InitError for ids that the model does not embed, CheckpointError for another's.
 
     tokenizer: folder of `vocab`. init: of `initial`; checkpoints know the tokenizer that they
-    were trained with.
+    were trained with, and a Hugging Face folder or GGUF file may hold its own.
     """
     if vocab.size > config.vocab_size:
         raise InitError(
             f"the tokenizer has ids up to {vocab.size - 1}, but config.model.vocab_size is "
             f"{config.vocab_size}: give the tokenizer of this model"
         )
-    if init and not has_model(init) and checkpoint_files.has_steps(init):
+    if not init or init == tokenizer:
+        return
+    stored = None
+    if has_model(init):  # a folder or GGUF file that may hold its own
+        with contextlib.suppress(FileNotFoundError):
+            stored = identity(Vocab.load(init), init)
+    elif checkpoint_files.has_steps(init):
         stored = checkpoint_files.read_tokenizer(init)
-        checkpoint_files.check_tokenizer(init, stored, identity(vocab, tokenizer))
+    checkpoint_files.check_tokenizer(init, stored, identity(vocab, tokenizer))
 
 
 def context_of(config: ModelConfig) -> int:

@@ -69,10 +69,13 @@ def no_spread(steps: int, metrics: Mapping[str, float], overlong_filter: bool = 
     if not accuracy >= 0.5:
         task = "easier (dapo.curriculum), or start from a model trained longer (init)"
         threshold = "lower"
+    short = ""
+    if truncated >= 0.5:
+        short = f"; {truncated:.3f} of the samples were truncated: raise rollout.max_new_tokens"
     return (
         f"nothing to learn from in {steps} steps: no group had right and wrong samples (accuracy "
         f"{accuracy:.3f}, reward {reward:.3f}, deviation within groups {spread:.4f}); make "
         f"the task {task}, {threshold} "
         "dapo.accuracy_threshold, set dapo.keep_by to spread, raise dapo.group_size, "
-        "dapo.max_refills or rollout.temperature"
+        f"dapo.max_refills or rollout.temperature{short}"
     )

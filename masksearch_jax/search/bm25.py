@@ -222,7 +222,9 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         manifest = json.loads((folder / _MANIFEST).read_bytes())
         theirs = {key: manifest[key] for key in ("format", "engine")}
     except (FileNotFoundError, NotADirectoryError):
-        raise SearchError(f"no search index in {str(folder)!r}; build it: {_COMMAND}") from None
+        raise SearchError(
+            f"no search index in {str(folder)!r} (config.search.index); build it: {_COMMAND}"
+        ) from None
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise SearchError(
             f"{folder / _MANIFEST} is damaged ({error!r}); rebuild: {_COMMAND}"

@@ -218,7 +218,9 @@ def _open(cfg: SearchConfig) -> SearchTool:
 
 
 def _patience(cfg: SearchConfig) -> Patience:
-    return Patience(cfg.timeout, cfg.attempt_timeout, cfg.retries, cfg.backoff, cfg.hedge)
+    # A little less than whoever waits for the call, who could not say why the service fails.
+    timeout = 0.95 * cfg.timeout
+    return Patience(timeout, cfg.attempt_timeout, cfg.retries, cfg.backoff, cfg.hedge)
 
 
 def _open_vectors(cfg: SearchConfig) -> SearchTool:

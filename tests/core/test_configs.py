@@ -195,12 +195,17 @@ MIXED = {"qa_sft.curriculum": "0:ramp_sft_qa_mixed", "qa_dapo.curriculum": "0:ra
 DECIDED_IN |= {"quickstart": {"qa_share": 0.8} | MIXED}
 DECIDED |= {"eval.methods": ["agent", "no_search", "random"]}
 DECIDED_IN["quickstart"] |= {"eval.examples": 400, "eval.strata": "even"}
+# A search shows what it has shown in the demonstrations.
+_SHOWN = {"search.top_k": 3, "search.max_passages": 3, "search.max_queries": 3}
+for _name in ("ramp_sft", "qa_sft", "ramp_dapo", "qa_dapo"):
+    DECIDED_IN[_name] = DECIDED_IN.get(_name, {}) | _SHOWN
 DECIDED_IN |= {"evolve": {"eval.methods": ["agent"]}}
 DECIDED_IN |= {"build_dataset": {"folder": "runs/ramp_tfds"}}  # build_ramp has written runs/ramp
 DECIDED_IN |= {"export_hf": {"card.training": ""}}  # as the runs before it are recorded
 DECIDED_IN_FULL = {"quickstart": {"qa_sft.steps": 2000, "qa_sft.batch_size": 8}}
 # A smoke run of a model that can do nothing is one that ends well.
-DECIDED_IN_SMOKE = {name: {"dapo.patience": 0} for name in ("ramp_dapo", "qa_dapo")}
+_SHORT = {"dapo.patience": 0, "search.top_k": 1}
+DECIDED_IN_SMOKE = dict.fromkeys(("ramp_dapo", "qa_dapo", "ramp_sft", "qa_sft"), _SHORT)
 _NOT_ASKED = {"dapo.patience": 0, "qa_dapo.patience": 0}
 DECIDED_IN_SMOKE |= {"quickstart": {"eval.examples": 8} | _NOT_ASKED}
 # The quickstart has the section `dapo` twice, once for each of its stages.

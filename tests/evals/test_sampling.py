@@ -43,9 +43,12 @@ def test_a_search_that_is_down_is_not_asked_for_all_items():
         how = FakeSearch(down), SearchConfig(workers=4), lambda item, block: True, lambda: None
         return sampling.prepare("rag", *how, own, most, goes_on)
 
-    with pytest.raises(LostItemsError, match=r"100 items in a row .* down"):
-        sampling.ask(nothing_asked, prepared, items(), 3, 20.0, no_sample, hosts.gather)
-    assert len(queries) < 200
+    heard = []
+    how = 3, 20.0, no_sample, hosts.gather, lambda *told: heard.append(told)
+    with pytest.raises(LostItemsError, match=r"32 items in a row .* down"):
+        sampling.ask(nothing_asked, prepared, items(), *how)
+    assert len(queries) < 100
+    assert heard[:32] == [(n, "SearchError: down") for n in range(1, 33)]  # as they failed
 
 
 def test_a_retrieval_that_hangs_is_the_tools_failure():

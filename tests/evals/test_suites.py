@@ -26,9 +26,20 @@ def test_a_file_of_questions_under_a_name_of_ramp_is_one_line_with_the_choices(t
 
 
 def test_a_suite_of_which_nothing_was_held_out_is_named_with_the_choices(tmp_path):
-    with pytest.raises(UserError) as error:
-        suites.load(EvalConfig(suites=("questions",)), str(tmp_path))
-    assert str(error.value) == (
+    asked = EvalConfig(suites=("ramp", "questions"))
+
+    def said():
+        with pytest.raises(UserError) as error:
+            suites.load(asked, str(tmp_path))
+        return str(error.value)
+
+    unbuilt = "the folder has no counts.json, which build_ramp writes"
+    assert f"by 'ramp': {unbuilt} ({tmp_path}/counts.json)" in said()
+    assert "as in --config.eval.suites=NAME=PATH, or name" in said()
+    (tmp_path / "counts.json").write_text("{}")
+    (tmp_path / "ramp").mkdir()
+    (tmp_path / "ramp" / "heldout.jsonl").write_text("")
+    assert said() == (
         f"{tmp_path}/questions/heldout.jsonl is not there, which config.eval.suites asks for by "
         f"'questions': build_ramp held out no such example ({tmp_path}/counts.json); leave the "
         "suite out, as in --config.eval.suites=ramp, or name a file of yours, as in NAME=PATH"

@@ -768,3 +768,19 @@ def test_the_command_serves_until_it_is_told_to_stop(folder, repository):
             assert reply.usage.completion_tokens >= 1
         process.terminate()
         assert process.wait(30) == 0
+
+
+def test_a_model_of_other_prompts_than_a_chat_templates_is_told(settings, tmp_path, capsys):
+    cfg = dataclasses.replace(settings(), init=str(tmp_path))
+    serve_model.tell_style(cfg)
+    assert capsys.readouterr().err == ""
+    (tmp_path / "agent.json").write_text(json.dumps({"prompt": {"style": "minimal"}}))
+    told = f"  {tmp_path} was trained with prompts of style 'minimal': a chat template is strange"
+    for is_agent, instead in (
+        (False, "by config.agent=True"),
+        (True, f"ask {tmp_path.name}:agent"),
+    ):
+        serve_model.tell_style(dataclasses.replace(cfg, agent=is_agent))
+        said = capsys.readouterr().err
+        assert said.startswith(told)
+        assert said.endswith(f"{instead}\n")

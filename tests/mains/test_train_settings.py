@@ -20,7 +20,8 @@ from masksearch_jax.core.files import BeingWrittenError
 from masksearch_jax.core.retrieval import SearchError
 from masksearch_jax.core.tokenizer import Vocab, train_bpe
 from masksearch_jax.core.types import Passage, RampExample, Span, Trajectory
-from masksearch_jax.data.cache import CacheError
+from masksearch_jax.data.cache import CacheError, Manifest
+from masksearch_jax.models import hf
 from masksearch_jax.models.load import InitError, check_vocabulary, initial
 from masksearch_jax.parallel.sharding import MeshError, make_mesh
 from masksearch_jax.rl import advantages, rewards
@@ -243,9 +244,14 @@ def test_weights_of_another_tokenizer_of_equal_size_are_refused(sft, tmp_path):
     assert Vocab.load(other).size == own.size
     checkpoints = os.path.join(sft.workdir, "checkpoints")
     newest = os.path.join(checkpoints, max(os.listdir(checkpoints), key=int))
-    for source in (checkpoints, newest):
+    exported = tmp_path / "hf"
+    mesh = make_mesh(sft.mesh)
+    model = initial(checkpoints, sft.model, sft.compute, mesh, 0)
+    hf.save(model, exported, tokenizer_dir=sft.tokenizer)
+    for source in (checkpoints, newest, str(exported)):
         check_vocabulary(sft.model, Vocab.load(moved), str(moved), source)
-        said = f"tokenizer {sft.tokenizer!r} (ids {own.ids_fingerprint}), config.tokenizer is "
+        of = source if source == str(exported) else sft.tokenizer
+        said = f"tokenizer {of!r} (ids {own.ids_fingerprint}), config.tokenizer is "
         with pytest.raises(CheckpointError, match=re.escape(f"{said}{str(other)!r}")):
             check_vocabulary(sft.model, Vocab.load(other), str(other), source)
     cfg = export_hf.ExportRun(
@@ -535,3 +541,18 @@ def test_sampler_and_trainer_agree_on_every_token(dapo):
     assert all(row["staleness_max"] == 0 and row["sampler_gap_max"] < 1e-3 for row in own)
     assert all(row["ratio"] == 1.0 for row in updated)  # one update per step: on policy
     assert all(row["updates"] == 1 for row in updated)
+
+
+def test_a_search_that_the_demonstrations_had_not_is_told(cached, sft, capsys):
+    manifest = Manifest.load(cached.cache)
+    shown = dataclasses.asdict(cached.search)
+    assert manifest.search.items() <= shown.items()
+    assert {"index", "top_k", "max_passages", "max_queries"} <= set(manifest.search)
+    asked_alike = dataclasses.replace(sft, search=cached.search)
+    train_sft.tell_other_search(asked_alike, manifest)
+    assert capsys.readouterr().err == ""
+    train_sft.tell_other_search(changed(asked_alike, "search", top_k=7), manifest)
+    assert capsys.readouterr().err.startswith(
+        f"  the demonstrations searched by --config.search.top_k={shown['top_k']}; what asks this "
+        "model will search by top_k=7, "
+    )

@@ -211,10 +211,9 @@ def test_the_engine_goes_on_while_the_judge_thinks(tmp_path):
 def test_a_judge_that_is_not_there_is_told_at_the_start(tmp_path):
     with Endpoint(YES) as endpoint:
         cfg = settings(endpoint, tmp_path)
-    with RewardPool(DAPO, Judge(cfg)) as pool:
-        said = r"the judge: .* does not say what it serves: APIConnectionError: .* after 1 attempt"
-        with pytest.raises(JudgeError, match=said):
-            pool.check_sample(QA, trajectory(QA, 0, "<answer>4 km</answer>"))
+    said = r"the judge: .* does not say what it serves: APIConnectionError: .* after 1 attempt"
+    with pytest.raises(JudgeError, match=said):
+        RewardPool(DAPO, Judge(cfg))
 
 
 THINKING = Answer("Let me think about", finish="length")

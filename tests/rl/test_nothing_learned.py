@@ -36,6 +36,14 @@ def test_samples_that_ended_for_no_fault_of_the_policy_are_named(late, failed):
     assert "make the task easier" in no_spread(3, figures | few)
 
 
+def test_samples_that_had_no_room_are_named_with_the_key():
+    figures = {"accuracy": 0.0, "reward": -0.75, "reward_spread": 0.0}
+    assert no_spread(3, figures | {"truncated": 0.75}).endswith(
+        "; 0.750 of the samples were truncated: raise rollout.max_new_tokens"
+    )
+    assert "truncated" not in no_spread(3, figures | {"truncated": 0.25})
+
+
 def test_updates_that_the_guard_left_out_are_named():
     figures = {"groups_kept": 2.0, "skipped_in_a_row": 4.0, "loss": math.nan, "grad_norm": 1.25}
     said = no_spread(3, figures)
