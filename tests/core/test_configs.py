@@ -41,6 +41,7 @@ SCHEMAS = {
     "qa_sft": "core.config.SftRun",
     "ramp_dapo": "core.config.DapoRun",
     "qa_dapo": "core.config.DapoRun",
+    "quickstart_dapo": "core.config.DapoRun",
     "evaluate": "core.config.EvalRun",
     "quickstart": "quickstart.QuickstartRun",
     "real": "quickstart.QuickstartRun",
@@ -219,7 +220,7 @@ SWITCHES = dict.fromkeys((*MODEL, "build_ramp", "build_cache", "build_dataset"),
 SWITCHES |= {"export_hf": ("",)}
 # The smallest model's context: the rollouts that configs ask for by default fit into it.
 DECIDED_OF = {"tiny": {"max_position": 8192}}
-NEW = ("real", "study", "export_data")  # since the snapshot
+NEW = ("real", "study", "export_data", "quickstart_dapo")  # since the snapshot
 CASES = [
     (name, "", switch)
     for name in SCHEMAS
