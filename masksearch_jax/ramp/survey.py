@@ -77,13 +77,17 @@ class CleanConfig:
 
 @dataclasses.dataclass(frozen=True)
 class PassageRules:
-    """What is masked of passages, and how; a value that other processes get as it is."""
+    """What is masked of passages, and how; a value that other processes get as it is.
+
+    has_rewordings: the passages are paragraphs of the atlas, each of the passage that its id names.
+    """
 
     clean: CleanConfig
     ramp: RampConfig
     language: str = "en"
     evaluation: leakage.Evaluation | None = None
     gazetteer: str = ""  # file of a `Gazetteer`; empty: none
+    has_rewordings: bool = False
 
 
 class Surveyed(NamedTuple):
