@@ -20,7 +20,7 @@ from masksearch_jax.core.errors import ConfigError
 from masksearch_jax.core.files import BeingWrittenError
 from masksearch_jax.core.jsonl import write_jsonl
 from masksearch_jax.core.retrieval import SearchError
-from masksearch_jax.core.tokenizer import Vocab
+from masksearch_jax.core.tokenizer import EOS, Vocab
 from masksearch_jax.core.types import (
     Passage,
     QAExample,
@@ -259,6 +259,10 @@ def test_whole_replies_are_of_the_methods_that_write_one(run_config):
     made, _ = items.items_of(cfg, [(suite, [0])], None, lambda ids: "")
     assert [i.method for i in made if i.scorer.takes_whole] == ["closed_book", "rag"]
     assert len(made) == len(methods.METHODS)
+    assert {i.scorer.ends for i in made} == {()}
+    vocab = Vocab.load(cfg.tokenizer)
+    made, _ = items.items_of(cfg, [(suite, [0])], vocab, lambda ids: "")
+    assert {i.scorer.ends for i in made} == {(EOS,)}
 
 
 @pytest.mark.parametrize(("span", "told"), [("Norway", True), ("700,000", False)])
