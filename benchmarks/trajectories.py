@@ -166,7 +166,9 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     made: list[dict[str, list[RampExample]]] = []
 
     def mask() -> int:
-        made[:] = [build_examples(built.paragraphs, RAMP, lambda line: None)[0]]
+        made[:] = [
+            build_examples(built.paragraphs, RAMP, lambda line: None, has_rewordings=True)[0]
+        ]
         return len(built.paragraphs)
 
     found: dict[str, Any] = {"masking_passages_per_second_per_core": spread(timed(mask, 3))}

@@ -33,7 +33,7 @@ from masksearch_jax.core.llm_config import LLMConfig
 from masksearch_jax.core.retrieval import SearchTool
 from masksearch_jax.core.schema import harmless_keys, key, required, section, seed_key, share
 from masksearch_jax.core.types import SPLITS, STATEMENTS, Passage
-from masksearch_jax.corpus import readers
+from masksearch_jax.corpus import readers, rewordings
 from masksearch_jax.corpus.dropped_rows import DroppedRows
 from masksearch_jax.corpus.passages import CorpusStats, read_passages, write_passages
 from masksearch_jax.corpus.tally import Tally
@@ -253,9 +253,11 @@ def _mask(
     clean = cfg.clean if cfg.corpus.path else CleanConfig()
     if evaluation and evaluation.unresolved:
         evaluation = evaluation.resolved(read_passages(folder / "passages.jsonl"))
-    rules = survey.PassageRules(clean, cfg.ramp, cfg.corpus.language, evaluation)
-    paragraphs = folder / "paragraphs.jsonl"
-    to_mask = paragraphs if paragraphs.is_file() else folder / "passages.jsonl"
+    has_rewordings = not cfg.corpus.path
+    rules = survey.PassageRules(
+        clean, cfg.ramp, cfg.corpus.language, evaluation, has_rewordings=has_rewordings
+    )
+    to_mask = folder / ("paragraphs.jsonl" if has_rewordings else "passages.jsonl")
     if cfg.ramp.gazetteer and cfg.ramp.extractor == "rules":
         known = folder / "work" / "gazetteer.json"
         anchors = _lines_of(folder / "work" / "anchors.txt")
@@ -381,7 +383,7 @@ def _from_atlas(cfg: BuildRampRun, folder: Path) -> dict[str, Any]:
     passages = built.passages[: cfg.corpus.limit or None]
     titles = {p.id: p.title for p in passages}
     write_passages(folder / "passages.jsonl", passages)
-    kept = (p for p in built.paragraphs if p.id.partition("#")[0] in titles)
+    kept = (p for p in built.paragraphs if rewordings.passage_id(p.id) in titles)
     write_passages(folder / "paragraphs.jsonl", kept)
     counts = {"in": len(passages), "out": len(passages), "dropped": {}}
     questions = write_split(

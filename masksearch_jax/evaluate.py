@@ -72,6 +72,7 @@ from masksearch_jax.search.open import (
     check_named,
     check_source_passages,
     index_served,
+    open_recorded,
     open_tool,
 )
 from masksearch_jax.search.tool import NoSearch
@@ -117,8 +118,12 @@ def tools_of(cfg: EvalRun, loaded: Sequence[Suite]) -> Tools:
     found: dict[str, SearchTool] = {}
     for method in cfg.eval.methods:
         kind = kind_of(cfg, method)
+        is_of_service = method == "random" and kind != "random"  # there may be no index here
+        if is_of_service and cfg.search.recorded:  # of texts that no trajectory need have asked
+            found[method] = open_recorded(cfg.search, method)
+            continue
         found[method] = NoSearch() if kind == "none" else tool(kind)
-        if method == "random" and kind != "random":  # there may be no index here
+        if is_of_service:
             texts = [methods.query_of(e) for suite in loaded for e in suite.examples]
             found[method] = ShuffledSearch(found[method], texts, cfg.eval.seed)
     return found

@@ -12,8 +12,9 @@ import random
 import re
 from collections.abc import Iterable, Sequence
 
-from masksearch_jax.agents.thoughts import KINDS, Thoughts, is_verdict
+from masksearch_jax.agents.thoughts import KINDS, Thoughts
 from masksearch_jax.core import chinese, markup, retrieval
+from masksearch_jax.core.scoring import is_verdict
 from masksearch_jax.core.tools import Toolbox
 from masksearch_jax.core.types import (
     NOT_ITS_DOING,

@@ -14,7 +14,6 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Literal
 
 from masksearch_jax.agents.scripted_teacher import Rejection, is_shown, task_name
-from masksearch_jax.agents.thoughts import is_verdict
 from masksearch_jax.core import chinese, markup, scoring
 from masksearch_jax.core.config import ComputeConfig, MeshConfig, ModelConfig, PromptConfig
 from masksearch_jax.core.rollout_config import RolloutConfig
@@ -163,7 +162,7 @@ def _score(example: Example, answer: str) -> tuple[float, list[str]]:
     """
     if isinstance(example, RampExample):
         return scoring.span_recall(example, answer), [s.text for s in example.spans]
-    closed = any(map(is_verdict, example.answers))
+    closed = any(map(scoring.is_verdict, example.answers))
     found = scoring.strict_f1(answer, example.answers, scoring.rules_of(example))
     return found, [] if closed else [answer]
 

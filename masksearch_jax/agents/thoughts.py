@@ -14,6 +14,7 @@ from typing import Protocol
 
 from masksearch_jax.agents import wordings
 from masksearch_jax.core import chinese, markup
+from masksearch_jax.core.scoring import is_verdict
 from masksearch_jax.core.types import VERDICTS, Passage, QAExample, RampExample, Span
 
 Observations = Sequence[Sequence[Passage]]  # what each search has shown, in order
@@ -48,11 +49,6 @@ class Thoughts(Protocol):
     def from_memory(self) -> str:
         """Of an answer for which nothing was read."""
         ...
-
-
-def is_verdict(answer: str) -> bool:
-    """Whether the answer judges, so that no passage holds it."""
-    return answer.casefold() in ("yes", "no", *VERDICTS)
 
 
 class Short:

@@ -7,6 +7,8 @@ from typing import Literal
 
 from masksearch_jax.core.schema import key, seed_key, share
 
+CONTROLS = ("no_search", "random")  # methods that are not answered by the configured search
+
 
 @dataclasses.dataclass(frozen=True)
 class EvalConfig:

@@ -16,7 +16,7 @@ import numpy as np
 
 from masksearch_jax.core import chinese, markup
 from masksearch_jax.core.markup import MASK
-from masksearch_jax.core.types import Example, RampExample
+from masksearch_jax.core.types import VERDICTS, Example, RampExample
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -37,6 +37,10 @@ _QUANTITY = re.compile(
 )
 # Answers that are all or nothing, as in HotpotQA's scorer.
 CLOSED = frozenset({"yes", "no", "noanswer"})
+# Answers that judge: to questions of yes and no, of our statements, and FEVER's labels.
+_VERDICTS = frozenset(
+    ("yes", "no", "是", "否", *VERDICTS, "supports", "refutes", "not enough info")
+)
 # Words a fill may have beyond its span's at full score ("in the year 1879" for "1879").
 _SLACK = 2
 # Articles and signs that an answer may have beyond those of the accepted one ("the Warsaw.").
@@ -104,6 +108,11 @@ def tokenise(text: str, is_chinese: bool | None = None) -> list[str]:
         is_chinese = bool(chinese.CHARACTER.search(text))
     normal = normalise(text, is_chinese)
     return (chinese.spaced(normal) if is_chinese else normal).split()
+
+
+def is_verdict(answer: str) -> bool:
+    """Whether an answer judges, so that no passage need state it."""
+    return " ".join(tokenise(answer)) in _VERDICTS
 
 
 def _is_chinese(gold: str, rules: Rules) -> bool:

@@ -12,7 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 
 from masksearch_jax.core.types import Passage, QAExample
-from masksearch_jax.corpus import atlas_arithmetic, atlas_wording
+from masksearch_jax.corpus import atlas_arithmetic, atlas_wording, rewordings
 from masksearch_jax.corpus import atlas_facts as facts_lib
 from masksearch_jax.corpus.atlas_facts import Entity
 
@@ -128,8 +128,8 @@ _OF_FEW_SUBJECTS = (
 class Atlas:
     """Articles, their rewordings and questions.
 
-    passages: what search indexes, one per entity. paragraphs: what RAMP masks; the id is that of
-    the passage, "#" and the wording's number. questions: `gold` names the passage read first and
+    passages: what search indexes, one per entity. paragraphs: what RAMP masks; ids as
+    `corpus.rewordings` has them. questions: `gold` names the passage read first and
     the one that holds the answer. reworded: questions of types with few subjects in other words;
     the id is that of the question, "#" and the wording's number. told: the fact strings of each
     passage, by its id. entities: what the articles are of, with all their facts, told or not.
@@ -168,7 +168,7 @@ def build(
         passages.append(Passage(entity.id, entity.title, text))
         told[entity.id] = _told(entity, groups)
         if verbatim:
-            paragraphs.append(Passage(f"{entity.id}#0", entity.title, text))
+            paragraphs.append(Passage(rewordings.paragraph_id(entity.id, 0), entity.title, text))
         else:
             paragraphs += _reword(entity, groups, seed, wordings)
     asked = _questions(entities, told, seed)
@@ -210,7 +210,7 @@ def _reword(entity: Entity, groups: tuple[str, ...], seed: int, wordings: int) -
     for i in range(1, wordings + 1):
         rng = _rng(seed, entity.id, i)
         text = atlas_wording.compose(entity, _part(entity, groups, rng), rng)
-        found.setdefault(text, Passage(f"{entity.id}#{i}", entity.title, text))
+        found.setdefault(text, Passage(rewordings.paragraph_id(entity.id, i), entity.title, text))
     return list(found.values())
 
 

@@ -60,24 +60,34 @@ def sketch(texts: Iterable[str], language: str) -> Sketches:
     )
 
 
-def find(sketches: Sketches, threshold: float) -> np.ndarray:
+def find(sketches: Sketches, threshold: float, rows: np.ndarray | None = None) -> np.ndarray:
     """int8[n]: KEPT, EXACT or NEAR, a duplicate of an earlier row. threshold: of estimated Jaccard.
 
-    A pair is compared when a band of eight values agrees: with a chance of 95% at a Jaccard
-    similarity of 0.8, 99.98% at 0.9. `signatures` may be a memory map; it is read band by band.
+    rows: those that are compared, in the order in which one is earlier than another; None: all, as
+    they are. A pair is compared when a band of eight values agrees: with a chance of 95% at a
+    Jaccard similarity of 0.8, 99.98% at 0.9. `signatures` may be a memory map; it is read band by
+    band.
     """
+    rows = np.arange(len(sketches.digests)) if rows is None else rows
+    kinds = np.full(len(sketches.digests), KEPT, np.int8)
+    kinds[rows] = _kinds(sketches, threshold, rows)
+    return kinds
+
+
+def _kinds(sketches: Sketches, threshold: float, rows: np.ndarray) -> np.ndarray:
+    """int8[len(rows)], of each of the rows."""
     digests, signatures = sketches
-    found = np.zeros(len(digests), np.int8)
-    _, first = np.unique(digests, return_index=True)
+    found = np.zeros(len(rows), np.int8)
+    _, first = np.unique(digests[rows], return_index=True)
     found[:] = EXACT
     found[first] = KEPT
     width = PERMUTATIONS // BANDS
     for band in range(BANDS):
-        columns = np.asarray(signatures[:, band * width : (band + 1) * width], np.uint64)
+        columns = np.asarray(signatures[:, band * width : (band + 1) * width][rows], np.uint64)
         keys = (columns * _HASH).sum(axis=1, dtype=np.uint64)
-        for row, other in _pairs(keys):
-            if found[row] == KEPT and _is_alike(signatures, row, other, threshold):
-                found[row] = NEAR
+        for place, other in _pairs(keys):
+            if found[place] == KEPT and _is_alike(signatures, rows[place], rows[other], threshold):
+                found[place] = NEAR
     return found
 
 

@@ -15,7 +15,17 @@ from typing import Any, NamedTuple
 
 from masksearch_jax.corpus.packed import DAMAGE, PackingError, unpack
 
-_DISAMBIGUATION = re.compile(r"\{\{\s*(?:[\w -]*disambig|dab|hndis|geodis|消歧义|消歧義)", re.I)
+# A call of a template of pages that tell namesakes apart: whole names, and families by their ends.
+# Articles have templates with names that begin so, or that say what a link of theirs needs.
+_DISAMBIGUATION = re.compile(
+    r"""\{\{ [\s_]* (?:template:\s*)?
+    (?: (?!need) [\w\ –-]{0,60} disambig(?:uation)? (?:[ _-](?:page|cleanup))?
+      | (?!需) \w{0,20} 消歧[义義] [页頁]?
+      | dab
+      | (?:hn|geo)dis(?:-cleanup)?
+    ) [\s_]* (?: \| | \}\} | <!-- )""",
+    re.I | re.X,
+)
 
 
 class Page(NamedTuple):

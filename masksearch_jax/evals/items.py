@@ -153,6 +153,7 @@ def _items(
 ) -> Iterator[Item]:
     hides = cfg.search.exclude_source or suite.name == SOURCE_HIDDEN
     nothing = np.zeros(0, np.int32)
+    ends = tuple(filter(None, (vocab.decode([i]) for i in vocab.eos_ids))) if vocab else ()
     for number in numbers:
         example = suite.examples[number]
         ids = nothing
@@ -160,7 +161,7 @@ def _items(
             ids = methods.prompt_ids(method, example, cfg.prompt.style, vocab, tools=tools)
         hidden = retrieval.source_of(example) if hides else ""
         whole = cfg.eval.whole_replies and method in methods.SINGLE_TURN
-        scorer = Scorer(suite.rules(example), lemmatize, whole)
+        scorer = Scorer(suite.rules(example), lemmatize, whole, ends)
         yield Item(suite.name, method, number, example, ids, hidden, scorer)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from masksearch_jax.core.types import Example, JsonObject, RampExample
+from masksearch_jax.corpus import rewordings
 from masksearch_jax.corpus.passages import read_passages
 from masksearch_jax.data.folder import EXAMPLES, Folder
 from masksearch_jax.evals import results
@@ -21,11 +22,13 @@ _TRAINED_ON = ("train", "rl")  # splits of a folder of build_ramp
 def trained_on(path: str) -> Iterator[Known]:
     """What a folder of build_ramp gives to train on, or a file of passages.
 
-    Of a folder: the paragraphs of its RAMP examples, its questions and its statements.
+    Of a folder: the paragraphs of its RAMP examples, its questions and its statements. A file may
+    be of the atlas's paragraphs, each of which is known by the id of its passage too.
     """
     if not Path(path).is_dir():
         for passage in read_passages(path):
-            yield Known(passage.text, (passage.title,), (passage.id,))
+            names = (passage.id, rewordings.passage_id(passage.id))
+            yield Known(passage.text, (passage.title,), tuple(filter(None, names)))
         return
     folder = Folder(path)
     for kind in EXAMPLES:

@@ -34,15 +34,18 @@ _SHARES = (
 class Scorer:
     """How the items of a suite are scored.
 
-    lemmatize: for FanOutQA's accuracy. takes_whole: a reply without `<answer>` is the answer.
+    lemmatize: for FanOutQA's accuracy. takes_whole: a reply without `<answer>` is the answer. ends:
+    the texts of the tokens that end a reply, where the vocabulary is known.
     """
 
     rules: Rules
     lemmatize: Lemmatizer = str
     takes_whole: bool = False
+    ends: tuple[str, ...] = ()
 
 
-_ENDS = re.compile(r"(?:\s*<\|\w+\|>)+\s*$")  # as tokenizers spell the tokens that end a reply
+# As tokenizers spell the tokens that end a reply; DeepSeek's have fullwidth bars and a low block.
+_END = r"<\|\w+\|>|<｜[\w▁]+｜>"
 
 
 def bounds(metric: str) -> tuple[float, float]:
@@ -60,7 +63,8 @@ def scored_answer(trajectory: Trajectory, scorer: Scorer, opening: str = "") -> 
     answer = read_answer(trajectory, opening)
     if answer or not scorer.takes_whole or "<answer>" in trajectory.text_by("policy"):
         return answer
-    return _ENDS.sub("", trajectory.text_by("policy")).strip() or None
+    ends = "|".join([_END, *map(re.escape, scorer.ends)])
+    return re.sub(rf"(?:\s*(?:{ends}))+\s*$", "", trajectory.text_by("policy")).strip() or None
 
 
 def read_answer(trajectory: Trajectory, opening: str = "") -> str | None:

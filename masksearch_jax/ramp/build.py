@@ -146,7 +146,13 @@ def mask_part(
     else:
         cfg = dataclasses.replace(task.rules.ramp, max_examples=task.most or 0)
         made, stats = build_examples(
-            passages, cfg, _quiet, language=task.rules.language, extractor=extractor, scorer=scorer
+            passages,
+            cfg,
+            _quiet,
+            language=task.rules.language,
+            extractor=extractor,
+            scorer=scorer,
+            has_rewordings=task.rules.has_rewordings,
         )
     done.unlink(missing_ok=True)  # of fewer examples
     for split in SPLITS:
@@ -238,7 +244,12 @@ def build(
     own = bool(namer or scorer or search)
     extractor: spans.Extractor | None = extractor_of(rules, namer) if own else None
     if extractor and search:
-        extractor = SupportedExtractor(extractor, search, is_linking=rules.ramp.linked)
+        extractor = SupportedExtractor(
+            extractor,
+            search,
+            is_linking=rules.ramp.linked,
+            has_rewordings=rules.has_rewordings,
+        )
     with mapper(1 if own or len(tasks) < 2 else work_cfg.workers) as each:
         run = (lambda t: mask_part(t, extractor, scorer)) if own else _mask_part
         made = _masked(tasks, lambda tasks: each(run, tasks), progress)

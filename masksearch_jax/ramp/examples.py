@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from masksearch_jax.core.corpus_config import RampConfig
 from masksearch_jax.core.errors import ConfigError
 from masksearch_jax.core.types import Passage, RampExample, Span
-from masksearch_jax.corpus import prose
+from masksearch_jax.corpus import prose, rewordings
 from masksearch_jax.corpus.tally import Tally
 from masksearch_jax.ramp import masking, spans
 from masksearch_jax.ramp.llm_spans import FAILED
@@ -122,12 +122,13 @@ def build_examples(
     language: str = "en",
     extractor: spans.Extractor | None = None,
     scorer: masking.Scorer | None = None,
+    has_rewordings: bool = False,
 ) -> tuple[dict[str, list[RampExample]], RampStats]:
     """Examples of each split (train, rl, heldout), and what became of each paragraph.
 
-    No article is in two splits. A paragraph of a rewording ("city:1#2") has the passage before "#"
-    as its `passage_id`. `cfg.max_examples` are made, of a sample of the paragraphs, unless all give
-    fewer. extractor: by default the rules alone. scorer: for the strategy ppl.
+    No article is in two splits. `cfg.max_examples` are made, of a sample of the paragraphs, unless
+    all give fewer. extractor: by default the rules alone. scorer: for the strategy ppl.
+    has_rewordings: as in `PassageRules`; examples name the passages that the paragraphs are of.
     ValueError for an impossible config; `log` gets the counts as text.
     """
     check_settings(cfg)
@@ -140,6 +141,8 @@ def build_examples(
         made, again = _drawn(usable, cfg)
     if cfg.max_examples:
         _cut(made, cfg.max_examples)
+    if has_rewordings:
+        made = {split: [_of_source(e) for e in examples] for split, examples in made.items()}
     everything = [e for examples in made.values() for e in examples]
     used = {e.id.rpartition("@")[0] for e in everything}
     tally = finder.tally
@@ -158,6 +161,11 @@ def build_examples(
     for line in stats.lines():
         log(line)
     return made, stats
+
+
+def _of_source(example: RampExample) -> RampExample:
+    """The example of a rewording, with the passage that the rewording is of."""
+    return dataclasses.replace(example, passage_id=rewordings.passage_id(example.passage_id))
 
 
 def _count(made: Mapping[str, Sequence[RampExample]]) -> int:
@@ -376,7 +384,7 @@ def mask_paragraph(
 def _example(paragraph: Passage, i: int, masked: str, chosen: tuple[Span, ...]) -> RampExample:
     return RampExample(
         id=f"{paragraph.id}@{i}",
-        passage_id=paragraph.id.partition("#")[0],
+        passage_id=paragraph.id,
         title=paragraph.title,
         masked=masked,
         paragraph=paragraph.text,

@@ -124,15 +124,15 @@ class Known(NamedTuple):
 def shared(items: Mapping[Item, Known], trained: Iterable[Known], n: int) -> dict[Item, str]:
     """Which items share something with what was trained on: item → passage, title or text.
 
-    passage: an id of one, of whatever rewording. text: a run of n words, or all of a shorter text.
-    `trained` is read once, as it comes.
+    passage: an id of one. text: a run of n words, or all of a shorter text. `trained` is read once,
+    as it comes.
     """
     by_id: dict[str, list[Item]] = {}
     by_title: dict[str, list[Item]] = {}
     by_run: dict[int, list[Item]] = {}
     for item, known in items.items():
         for name in known.ids:
-            by_id.setdefault(_source(name), []).append(item)
+            by_id.setdefault(name, []).append(item)
         for title in filter(None, known.titles):
             by_title.setdefault(title.casefold(), []).append(item)
         for run in runs(known.text, n):
@@ -140,18 +140,13 @@ def shared(items: Mapping[Item, Known], trained: Iterable[Known], n: int) -> dic
     found: dict[str, dict[Item, str]] = {"text": {}, "title": {}, "passage": {}}
     for text, titles, ids in trained:
         places = {
-            "passage": (by_id.get(_source(name), ()) for name in ids),
+            "passage": (by_id.get(name, ()) for name in ids),
             "title": (by_title.get(title.casefold(), ()) for title in titles),
             "text": (by_run.get(run, ()) for run in runs(text, n)),
         }
         for why, groups in places.items():
             found[why].update(dict.fromkeys(itertools.chain.from_iterable(groups), why))
     return found["text"] | found["title"] | found["passage"]
-
-
-def _source(name: str) -> str:
-    """The id of a passage without the number of its rewording ("city:1#2")."""
-    return name.partition("#")[0] or name
 
 
 def read(questions: Iterable[str], passages: str, n: int) -> Evaluation:

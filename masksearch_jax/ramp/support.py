@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from masksearch_jax.core import chinese
 from masksearch_jax.core.retrieval import SearchTool
 from masksearch_jax.core.types import Passage, Span
+from masksearch_jax.corpus import rewordings
 from masksearch_jax.ramp import spans
 
 DEPTH = 5  # passages in which a span may stand, beside its own
@@ -26,7 +27,7 @@ UNSUPPORTED = "unsupported"  # the reason of a span that no other passage found 
 class SupportedExtractor:
     """The spans of another extractor that a search finds in another passage; refusals counted.
 
-    is_linking: the links of these spans are told too.
+    is_linking: the links of these spans are told too. has_rewordings: as in `PassageRules`.
     """
 
     def __init__(
@@ -35,9 +36,10 @@ class SupportedExtractor:
         search: SearchTool,
         depth: int = DEPTH,
         is_linking: bool = False,
+        has_rewordings: bool = False,
     ) -> None:
         self._extractor, self._search, self._depth = extractor, search, depth
-        self._is_linking = is_linking
+        self._is_linking, self._has_rewordings = is_linking, has_rewordings
 
     def find(self, passages: Sequence[Passage]) -> list[spans.Candidates]:
         proposed = self._extractor.find(passages)
@@ -55,7 +57,7 @@ class SupportedExtractor:
     def _supported(
         self, passage: Passage, found: spans.Candidates, results: Iterator[Sequence[Passage]]
     ) -> spans.Candidates:
-        own = passage.id.partition("#")[0]  # a rewording's passage
+        own = rewordings.passage_id(passage.id) if self._has_rewordings else passage.id
         evidence: dict[Span, list[Passage]] = {}
         for span in found.spans:
             others = [p for p in next(results) if p.id != own][: self._depth]

@@ -24,9 +24,12 @@ from masksearch_jax.core.types import Passage
 from masksearch_jax.corpus import duplicates, prose
 from masksearch_jax.corpus.passages import read_passages
 from masksearch_jax.corpus.tally import Tally
-from masksearch_jax.ramp import leakage
+from masksearch_jax.ramp import examples, leakage
 
 _BLOCK = 1000  # passages surveyed at once
+# What a passage is to its duplicates: nothing, since it is not masked; one of which the first is
+# masked; or a leak, of which no duplicate is masked, wherever it stands.
+_NO_ORIGINAL, _ORIGINAL, _LEAK = range(3)
 _AHEAD = 3  # tasks per process handed out before their turn: bounds memory
 _DUPLICATE = {duplicates.EXACT: "duplicate", duplicates.NEAR: "near_duplicate"}
 Each = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
@@ -77,20 +80,28 @@ class CleanConfig:
 
 @dataclasses.dataclass(frozen=True)
 class PassageRules:
-    """What is masked of passages, and how; a value that other processes get as it is."""
+    """What is masked of passages, and how; a value that other processes get as it is.
+
+    has_rewordings: the passages are paragraphs of the atlas, each of the passage that its id names.
+    """
 
     clean: CleanConfig
     ramp: RampConfig
     language: str = "en"
     evaluation: leakage.Evaluation | None = None
     gazetteer: str = ""  # file of a `Gazetteer`; empty: none
+    has_rewordings: bool = False
 
 
 class Surveyed(NamedTuple):
-    """Of a block of passages: why each cannot be masked ("" where it can), and their sketches."""
+    """Of a block of passages: why each cannot be masked ("" where it can), and their sketches.
+
+    originals: where duplicates are sought, what each is to its own, as `_original` says.
+    """
 
     reasons: list[str]
     sketches: duplicates.Sketches | None
+    originals: bytes = b""
 
 
 def survey(block: list[Passage], rules: PassageRules) -> Surveyed:
@@ -99,15 +110,28 @@ def survey(block: list[Passage], rules: PassageRules) -> Surveyed:
     if not rules.clean.duplicates:
         return Surveyed(reasons, None)
     texts = (p.text[: prose.MAX_CHARS] for p in block)
-    return Surveyed(reasons, duplicates.sketch(texts, rules.language))
+    originals = bytes(_original(p, r, rules) for p, r in zip(block, reasons, strict=True))
+    return Surveyed(reasons, duplicates.sketch(texts, rules.language), originals)
 
 
 def refusal(passage: Passage, rules: PassageRules) -> str:
     """Why a passage is not masked, or "": reasons of `prose.refusal`, `Evaluation.overlap`."""
     reason = prose.refusal(prose.mend(passage.text), rules.language) if rules.clean.prose else ""
-    if not reason and rules.evaluation and rules.clean.leakage == "drop":
-        reason = rules.evaluation.overlap(passage)
-    return reason
+    return reason or _leak(passage, rules)
+
+
+def _leak(passage: Passage, rules: PassageRules) -> str:
+    """How a passage overlaps the evaluation sets, where such passages are dropped; or ""."""
+    is_sought = rules.evaluation and rules.clean.leakage == "drop"
+    return rules.evaluation.overlap(passage) if is_sought else ""
+
+
+def _original(passage: Passage, reason: str, rules: PassageRules) -> int:
+    """What a passage is to its duplicates; reason: why it is not masked itself."""
+    if reason:
+        return _LEAK if _leak(passage, rules) else _NO_ORIGINAL
+    refused = examples.refusal(mended(passage, rules), rules.ramp, rules.language)
+    return _NO_ORIGINAL if refused else _ORIGINAL
 
 
 def mended(passage: Passage, rules: PassageRules) -> Passage:
@@ -153,7 +177,7 @@ def survey_all(
     if (found := stamp.read(work / "survey.json", files=["kept.npy"])) is not None:
         return np.load(work / "kept.npy"), Tally.from_json(found)
     tally = Tally()
-    kept = bytearray()
+    kept, originals = bytearray(), bytearray()
     read = read_passages(passages, max_bad_fraction=0.0)
     blocks = ((block, rules) for block in _blocks(read, _BLOCK))
     with (
@@ -162,8 +186,9 @@ def survey_all(
         open(work / "signatures.bin", "wb") as signatures,
     ):
         sent: deque[list[str]] = deque()
-        for reasons, sketches in each(_survey, _noted(blocks, sent)):
+        for reasons, sketches, found in each(_survey, _noted(blocks, sent)):
             ids = sent.popleft()
+            originals += found
             for name, reason in zip(ids, reasons, strict=True):
                 kept.append(not reason)
                 if reason:
@@ -173,7 +198,7 @@ def survey_all(
                 signatures.write(sketches.signatures.tobytes())
     usable = np.frombuffer(bytes(kept), bool).copy()
     if rules.clean.duplicates and len(usable):
-        _drop_duplicates(usable, work, rules, tally)
+        _drop_duplicates(usable, np.frombuffer(originals, np.uint8), work, rules, tally)
     tally.seen, tally.kept = len(usable), int(usable.sum())
     with files.writing(work / "kept.npy", "wb") as file:
         np.save(file, usable)
@@ -190,14 +215,17 @@ def _noted(
         yield block, rules
 
 
-def _drop_duplicates(usable: np.ndarray, work: Path, rules: PassageRules, tally: Tally) -> None:
-    """Unsets those of `usable` that copy an earlier passage, and counts them."""
+def _drop_duplicates(
+    usable: np.ndarray, originals: np.ndarray, work: Path, rules: PassageRules, tally: Tally
+) -> None:
+    """Unsets those of `usable` that copy a leak or an earlier original, and counts them."""
     shape = (len(usable), duplicates.PERMUTATIONS)
     sketches = duplicates.Sketches(
         np.fromfile(work / "digests.bin", np.uint64),
         np.memmap(work / "signatures.bin", np.uint32, "r", shape=shape),
     )
-    found = duplicates.find(sketches, rules.clean.duplicates)
+    rows = np.concatenate([np.flatnonzero(originals == kind) for kind in (_LEAK, _ORIGINAL)])
+    found = duplicates.find(sketches, rules.clean.duplicates, rows)
     for kind, reason in _DUPLICATE.items():
         rows = np.flatnonzero(usable & (found == kind))
         if len(rows):

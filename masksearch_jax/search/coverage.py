@@ -8,11 +8,10 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 from masksearch_jax.core.retrieval import SearchTool
-from masksearch_jax.core.scoring import tokenise
+from masksearch_jax.core.scoring import is_verdict, tokenise
 from masksearch_jax.core.types import Passage, QAExample
 from masksearch_jax.search.store import PassageStore
 
-_NOT_IN_TEXT = ("yes", "no", "是", "否")  # answers that no passage need state
 _GRAM = 3  # words in a row by which texts are compared
 _SHARE = 0.5  # of a document's that a corpus with the document has under its title
 _ADDED = "added/"
@@ -25,7 +24,7 @@ class Covered:
     gold_missing, titles_missing: those that it lacks. answer_in_gold: an accepted answer stands in
     a gold passage. answer_rank: the rank, from 1, of the first passage found that has one, 0: none.
     gold_ranks: the rank of each gold passage among those found, 0: not found. is_stated: whether
-    the answer is one that a passage has to state; yes and no are not.
+    the answer is one that a passage has to state; one that judges is not.
     """
 
     id: str
@@ -95,7 +94,7 @@ def _cover(
         answer_in_gold=any(_has_answer(passage, answers) for passage in there),
         answer_rank=next(with_answer, 0),
         gold_ranks=tuple(places.index(n) + 1 if n in places else 0 for n in question.gold),
-        is_stated=not any(a.strip() in _NOT_IN_TEXT for a in answers),
+        is_stated=not any(map(is_verdict, question.answers)),
     )
 
 

@@ -73,7 +73,7 @@ def open_tool(cfg: SearchConfig) -> SearchTool:
     check_named(cfg)
     # Imported here, so that each kind loads only its own dependencies (and those import this file).
     if cfg.recorded:
-        return _recorded(cfg)
+        return open_recorded(cfg)
     tool = None if cfg.replay else _answering(cfg)
     if cfg.cache:
         from masksearch_jax.search.cache import CachedSearch
@@ -103,15 +103,19 @@ def _cache_name(cfg: SearchConfig) -> str:
     return cfg.url if cfg.kind == "http" else f"{cfg.kind}:{cfg.index}"
 
 
-def _recorded(cfg: SearchConfig) -> SearchTool:
-    """What trajectories recorded of a tool; a control, which asks no service, is itself."""
+def open_recorded(cfg: SearchConfig, control: str = "") -> SearchTool:
+    """What trajectories recorded of a tool; a control, which asks no service, is itself.
+
+    control: the method of an evaluation that is replayed, where a service answered that too.
+    Raises SearchError where nothing was recorded.
+    """
     if cfg.kind in _CONTROLS:
         return _open(cfg)
     from masksearch_jax.search.bm25 import BM25
     from masksearch_jax.search.recorded import RecordedSearch
 
     index = BM25.open(cfg.index)
-    return RecordedSearch(cfg.recorded, index.passages, index.fingerprint)
+    return RecordedSearch(cfg.recorded, index.passages, index.fingerprint, control)
 
 
 def _answering(cfg: SearchConfig) -> SearchTool:

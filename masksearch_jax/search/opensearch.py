@@ -1,9 +1,10 @@
 """Passages in an OpenSearch cluster: loaded by its official client, searched by words or vectors.
 
 The cluster's index knows in its mapping's `_meta` which passages it has and how many of them are
-loaded, so that a load goes on from any machine and a search refuses one that is not whole. Terms
-count by all shards (`dfs_query_then_fetch`). A reply that lacks a shard's part is no reply.
-Vectors are compared by inner product, in a graph that the cluster makes.
+loaded, so that a load goes on from any machine and a search refuses one that is not whole. A search
+that finds nothing, and the first of each minute, reads this again: an index may be replaced while
+it is searched. Terms count by all shards (`dfs_query_then_fetch`). A reply that lacks a shard's
+part is no reply. Vectors are compared by inner product, in a graph that the cluster makes.
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ _CHUNK_BYTES = 20 * 2**20
 _REJECTED = 8  # times that passages which a cluster turns away for now are sent again
 PATIENCE = Patience(timeout=300.0, attempt_timeout=60.0, retries=200, backoff=0.1)  # of a load
 _CONNECTIONS = 64
+_READ_AGAIN = 60.0  # seconds after which a search sees whether the index is still the same
 _SOURCE = tuple(field.name for field in dataclasses.fields(Passage))
 _ANALYSERS = {"en": "english", "zh": "cjk"}
 _META = "masksearch"  # the entry of `_meta`
@@ -122,14 +124,9 @@ class OpenSearchSearch:
         self._clients = {url: _client(url, cfg) for url in _urls(cfg)}
         self._replicas: Replicas[Any] = Replicas(list(self._clients), patience, limit)
         told, _, _ = self._request(lambda client, seconds: _told(client, cfg.name, seconds))
-        if told is None:
-            raise SearchError(f"no index {cfg.name!r} at {cfg.url}; load it: {_COMMAND}")
-        if told["rows"] != told["count"]:
-            raise SearchError(
-                f"the index {cfg.name!r} at {cfg.url} has {told['rows']} of {told['count']} "
-                f"passages: go on with its load: {_COMMAND}"
-            )
-        self.fingerprint = f"{told['fingerprint']}+opensearch"
+        told = _whole(cfg, told)
+        self._loaded, self._read_at = told["fingerprint"], time.monotonic()
+        self.fingerprint = f"{self._loaded}+opensearch"
         self._encoder = None
         if cfg.by == "vectors":
             self._encoder = _encoder_of(cfg, told.get("vectors"), open_encoder)
@@ -149,9 +146,23 @@ class OpenSearchSearch:
             return found
 
         found, url, attempts = self._request(ask)
+        if not all(found) or time.monotonic() - self._read_at > _READ_AGAIN:
+            self._check_loaded()
         told = {"attempts": attempts, "seconds": time.monotonic() - started}
         told["answered_by"] = f"{url} {self.fingerprint}"
         return [Hits(hits[:top_k], scores=hits.scores[:top_k], **told) for hits in found]
+
+    def _check_loaded(self) -> None:
+        """Raises SearchError where the index is not the one that was opened, or not whole now."""
+        name, read_at = self._cfg.name, time.monotonic()
+        told, _, _ = self._request(lambda client, seconds: _meta_of(client, name, seconds))
+        found = _whole(self._cfg, told)["fingerprint"]
+        if found != self._loaded:
+            raise SearchError(
+                f"the index {name!r} at {self._cfg.url} has other passages or vectors now "
+                f"({found}, not {self._loaded}): start anew with these, or load the others again"
+            )
+        self._read_at = read_at
 
     def _lines(self, queries: Sequence[str], top_k: int) -> list[JsonObject]:
         """The request of several searches: of each its header and its body."""
@@ -205,6 +216,18 @@ def _by_words(text: str) -> JsonObject:
 
 def _by_vector(vector: Sequence[float], top_k: int) -> JsonObject:
     return {"knn": {"vector": {"vector": vector, "k": top_k}}}
+
+
+def _whole(cfg: OpenSearchConfig, told: JsonObject | None) -> JsonObject:
+    """What an index says of itself. Raises SearchError for none, and for one that is not whole."""
+    if told is None:
+        raise SearchError(f"no index {cfg.name!r} at {cfg.url}; load it: {_COMMAND}")
+    if told["rows"] != told["count"]:
+        raise SearchError(
+            f"the index {cfg.name!r} at {cfg.url} has {told['rows']} of {told['count']} "
+            f"passages: go on with its load: {_COMMAND}"
+        )
+    return told
 
 
 def _encoder_of(
@@ -261,6 +284,11 @@ def _told(client: Client, name: str, seconds: float | None = None) -> JsonObject
     version = client.info(request_timeout=seconds).get("version", {})
     if version.get("distribution") != "opensearch":
         raise SearchError(f"this is no OpenSearch but {version or 'something else'}")
+    return _meta_of(client, name, seconds)
+
+
+def _meta_of(client: Client, name: str, seconds: float | None) -> JsonObject | None:
+    """As `_told`, of a cluster that is known to be OpenSearch."""
     try:
         found = client.indices.get_mapping(index=name, request_timeout=seconds)
     except exceptions.NotFoundError:

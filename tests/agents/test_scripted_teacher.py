@@ -77,7 +77,7 @@ def engine(small, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def ramp_examples(small):
-    made, _ = build_examples(small.paragraphs, RAMP, lambda line: None)
+    made, _ = build_examples(small.paragraphs, RAMP, lambda line: None, has_rewordings=True)
     return made["train"]
 
 

@@ -76,6 +76,20 @@ def test_an_id_says_nothing_of_what_has_a_title(folder):
     assert found["shared"] == {"text": 1}
 
 
+def test_an_id_with_a_number_sign_is_that_of_one_passage(tmp_path):
+    path = tmp_path / "passages.jsonl"
+    write_passages(path, [Passage("doc#1", "", "x")])
+    items = [question("a", "doc#1"), question("b", "doc#2")]
+    assert told(items, path)["suites"]["s"]["shared_ids"] == ["a"]
+
+
+def test_a_file_of_rewordings_tells_of_the_passages_that_they_are_of(tmp_path):
+    path = tmp_path / "paragraphs.jsonl"
+    write_passages(path, [Passage("city:1#2", "Oslo", "x")])
+    items = [question("a", "city:1"), question("b", "city:2")]
+    assert told(items, path)["suites"]["s"]["shared"] == {"passage": 1}
+
+
 def test_a_file_of_passages_has_ids_too(folder):
     items = [question("a", "p1"), question("b", "z")]
     found = told(items, folder / "passages.jsonl")["suites"]["s"]

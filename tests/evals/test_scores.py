@@ -17,6 +17,7 @@ from masksearch_jax.evals.scores import (
     RAMP_METRICS,
     Scorer,
     score,
+    scored_answer,
     slot_scores,
 )
 from masksearch_jax.evals.suites import Suite, load
@@ -161,6 +162,7 @@ def test_a_question():
     [
         ("Warsaw<|im_end|>", 1.0, 1.0),
         ("Born in Warsaw, she went to Paris. <|im_end|><|endoftext|>\n", 0.0, 1.0),
+        ("Warsaw<｜end▁of▁sentence｜>", 1.0, 1.0),
         ("It is in Poland. <answer>Warsaw</answer>", 1.0, 1.0),
         ("Warsaw <answer>Poland</answer>", 0.0, 0.0),
         ("Warsaw <answer>", 0.0, 0.0),
@@ -174,6 +176,13 @@ def test_a_reply_without_the_tag_counts_whole_where_that_is_asked(text, em, reca
     tagged = score(asked, trajectory(text), SQUAD)
     assert tagged["recall"] == (recall if "</answer>" in text else 0.0)
     assert whole["format_rate"] == tagged["format_rate"]  # the form is what it was
+
+
+def test_the_ends_of_a_vocabulary_are_no_part_of_a_reply():
+    asked = dataclasses.replace(QA, answers=("Warsaw",))
+    scorer = dataclasses.replace(SQUAD, takes_whole=True, ends=("</s>", "<end_of_turn>"))
+    assert score(asked, trajectory("Warsaw</s> <end_of_turn>\n"), scorer)["em"] == 1.0
+    assert scored_answer(trajectory("a </s> b<|im_end|></s>"), scorer) == "a </s> b"
 
 
 def test_the_whole_paragraph_of_a_reply_fills_its_slots():

@@ -203,6 +203,9 @@ def test_the_atlas_masks_its_articles_or_other_words_for_them(tmp_path, reposito
     asked = read_jsonl(tmp_path / "questions" / "train.jsonl", QAExample)
     assert {p.id.partition("#")[0] for p in paragraphs} == known
     assert {g for q in asked for g in q.gold} <= known
+    examples = read_jsonl(tmp_path / "ramp" / "train.jsonl", RampExample)
+    assert len(examples) > 300
+    assert {e.passage_id for e in examples} <= known
 
 
 # ---- bad input

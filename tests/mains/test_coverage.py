@@ -10,7 +10,7 @@ from masksearch_jax import build_index, coverage
 from masksearch_jax.core.config import SearchConfig
 from masksearch_jax.core.corpus_config import CorpusConfig
 from masksearch_jax.core.errors import ConfigError
-from masksearch_jax.core.types import Passage
+from masksearch_jax.core.types import VERDICTS, Passage
 from masksearch_jax.corpus.passages import read_passages
 from masksearch_jax.ramp.question_contexts import gold_documents
 from masksearch_jax.ramp.question_files import read_questions
@@ -74,6 +74,24 @@ def test_what_is_missing_is_listed_and_the_rest_is_to_train_on(tmp_path):
     assert (missing["d"]["gold_missing"], missing["d"]["titles_missing"]) == (["9"], ["Ash (song)"])
     kept = read_questions(tmp_path / "out" / "answerable.jsonl").examples
     assert [q.id for q in kept] == ["a", "c"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "is_answerable"),
+    [
+        ("Yes", True),
+        ("否", True),
+        ("SUPPORTS", True),
+        ("REFUTES", True),
+        ("NOT ENOUGH INFO", True),
+        *((label, True) for label in VERDICTS),
+        ("true north", False),
+    ],
+)
+def test_no_passage_has_to_state_an_answer_that_judges(tmp_path, answer, is_answerable):
+    claim = QUESTIONS[2] | {"question": "Holm is a town.", "answers": [answer]}
+    table = coverage.run(settings(tmp_path, [claim]))
+    assert table["one"]["answerable"] == 100.0 * is_answerable
 
 
 def test_a_chinese_answer_is_found_within_a_sentence(tmp_path):

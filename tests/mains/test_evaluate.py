@@ -20,14 +20,17 @@ from masksearch_jax.core.errors import ConfigError
 from masksearch_jax.core.files import BeingWrittenError
 from masksearch_jax.core.jsonl import write_jsonl
 from masksearch_jax.core.retrieval import SearchError
-from masksearch_jax.core.tokenizer import Vocab
+from masksearch_jax.core.tokenizer import EOS, Vocab
 from masksearch_jax.core.types import (
     Passage,
     QAExample,
+    QueryRecord,
     RampExample,
     Span,
     Trajectory,
+    Turn,
     from_json,
+    to_json,
 )
 from masksearch_jax.data import methods
 from masksearch_jax.evals import items, outcome, results, suites
@@ -35,6 +38,7 @@ from masksearch_jax.evals.scores import QA_METRICS, RAMP_METRICS
 from masksearch_jax.models.load import InitError
 from masksearch_jax.runtime import cli, storage
 from masksearch_jax.runtime.progress import Progress
+from masksearch_jax.search.bm25 import BM25
 from masksearch_jax.search.tool import FakeSearch
 from masksearch_jax.training.supervisor import Preempted
 from tests.parallel.lock_holder import held
@@ -255,6 +259,10 @@ def test_whole_replies_are_of_the_methods_that_write_one(run_config):
     made, _ = items.items_of(cfg, [(suite, [0])], None, lambda ids: "")
     assert [i.method for i in made if i.scorer.takes_whole] == ["closed_book", "rag"]
     assert len(made) == len(methods.METHODS)
+    assert {i.scorer.ends for i in made} == {()}
+    vocab = Vocab.load(cfg.tokenizer)
+    made, _ = items.items_of(cfg, [(suite, [0])], vocab, lambda ids: "")
+    assert {i.scorer.ends for i in made} == {(EOS,)}
 
 
 @pytest.mark.parametrize(("span", "told"), [("Norway", True), ("700,000", False)])
@@ -337,6 +345,24 @@ def test_random_passages_need_no_index_where_search_is_remote(run_config, monkey
     assert set(drawn) <= texts
     assert len(set(drawn)) > 15
     assert drawn == [tool.search([f"q{i}"], 1)[0][0].id for i in range(20)]
+
+
+def test_random_passages_of_a_service_are_replayed_as_they_were_recorded(run_config, tmp_path):
+    index = BM25.open(run_config.search.index)
+    rows = {"agent": index.get("country:DE"), "random": index.get("country:FR")}
+    for method, passage in rows.items():
+        record = QueryRecord((passage.id,), depth=1)
+        turn = Turn(("Berlin",), (passage.id,), (passage.title,), 0.1, found=(record,))
+        row = {"method": method, "turns": [to_json(turn)]}
+        (tmp_path / f"{method}.jsonl").write_text(json.dumps(row) + "\n")
+    search = dataclasses.replace(
+        run_config.search, kind="http", url="http://h/x", replay=True, recorded=str(tmp_path)
+    )
+    section = dataclasses.replace(run_config.eval, methods=("agent", "random"))
+    tools = evaluate.tools_of(dataclasses.replace(run_config, search=search, eval=section), [])
+    assert {method: tools[method].search(["Berlin"], 1) for method in rows} == {
+        method: [[passage]] for method, passage in rows.items()
+    }
 
 
 def test_an_evaluation_that_another_process_makes_is_left_alone(run_config, tmp_path):

@@ -94,6 +94,36 @@ def built(source, tmp_path_factory):
     return folder, *build(source, folder)
 
 
+@pytest.mark.parametrize("spoilt", ["\x00", " [mask]", " more" * 120])
+def test_a_copy_of_what_is_not_masked_is_masked(tmp_path, spoilt):
+    whole = town(1)
+    refused = dataclasses.replace(whole, id="refused", title="Other", text=whole.text + spoilt)
+    write_passages(tmp_path / "p.jsonl", [refused, whole, dataclasses.replace(whole, id="again")])
+    clean = dataclasses.replace(CLEAN, duplicates=0.2)
+    _, stats = build(tmp_path / "p.jsonl", tmp_path / "out", clean=clean)
+    made = examples(tmp_path / "out")
+    assert {e.passage_id for split in made.values() for e in split} == {"t1"}
+    assert stats.used == 1
+
+
+@pytest.mark.parametrize("place", [0, 1])
+@pytest.mark.parametrize("spoilt", ["", "\x00"])
+def test_no_copy_of_a_passage_that_must_not_be_trained_on_is_masked(tmp_path, place, spoilt):
+    gold = dataclasses.replace(town(1), id="gold", title="Gold", text=town(1).text + spoilt)
+    copy = dataclasses.replace(town(1), text=f"{town(1).text} See there.")
+    passages = [copy, town(2)]
+    passages.insert(place, gold)
+    write_passages(tmp_path / "p.jsonl", passages)
+    evaluation = leakage.Evaluation(frozenset({"gold"}), frozenset(), 13)
+    clean = dataclasses.replace(CLEAN, leakage="drop")
+    rules = {"evaluation": evaluation}
+    tally, _ = build(tmp_path / "p.jsonl", tmp_path / "out", clean=clean, rules=rules)
+    made = examples(tmp_path / "out")
+    assert {e.passage_id for split in made.values() for e in split} == {"t2"}
+    reason = "control_characters" if spoilt else "gold_title"
+    assert tally.dropped == {reason: 1, "near_duplicate": 1}
+
+
 def test_every_passage_is_masked_or_counted_with_an_example(built):
     folder, tally, stats = built
     assert tally.seen == 86

@@ -206,7 +206,7 @@ def paragraphs():
 
 @pytest.fixture(scope="module")
 def built(paragraphs):
-    return build_examples(paragraphs, CONFIG, lambda line: None)
+    return build_examples(paragraphs, CONFIG, lambda line: None, has_rewordings=True)
 
 
 def test_examples_are_balanced_over_the_number_of_masks(built):
@@ -239,6 +239,14 @@ def test_examples_hold_together(built, paragraphs):
         assert example.passage_id == paragraph.id.partition("#")[0]
         assert masking.unmask(example.masked, [s.text for s in example.spans]) == paragraph.text
         assert example.masked.count(markup.MASK) == example.k
+
+
+def test_a_passage_keeps_the_whole_of_an_id_that_has_a_number_sign():
+    text = "The town of Sora lies in Lazio and has 25,000 people."
+    given = [Passage(f"doc#{i}", f"Sora {i}", f"{text} Number {i}.") for i in (1, 2)]
+    made, _ = build_examples(given, CONFIG, lambda line: None)
+    examples = [e for split in made.values() for e in split]
+    assert {e.passage_id for e in examples} == {"doc#1", "doc#2"}
 
 
 def test_every_paragraph_is_accounted_for(built, paragraphs):

@@ -1,6 +1,7 @@
 """Spans that another passage of the corpus holds."""
 
 import collections
+import dataclasses
 
 import pytest
 
@@ -42,7 +43,15 @@ def test_only_spans_that_another_passage_holds_are_kept(index):
     assert texts(kept) == ["Salford", "1867", "Marie Quill"]
     assert kept.refused == plain.refused + collections.Counter(unsupported=1)
     reworded = Passage("b#1", BELL.title, BELL.text)  # of passage b, which does not count
-    assert texts(support.SupportedExtractor(rules, index).find([reworded])[0]) == texts(kept)
+    of_rewordings = support.SupportedExtractor(rules, index, has_rewordings=True)
+    assert texts(of_rewordings.find([reworded])[0]) == texts(kept)
+
+
+def test_a_passage_with_a_number_sign_in_its_id_is_no_support_of_itself():
+    bell = dataclasses.replace(BELL, id="b#1")
+    search = FakeSearch(lambda query: [bell, OTHER, SALFORD])
+    (found,) = support.SupportedExtractor(spans.RulesExtractor(), search).find([bell])
+    assert texts(found) == ["Salford"]
 
 
 def test_as_many_passages_are_looked_at_as_told():

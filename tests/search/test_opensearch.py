@@ -97,7 +97,8 @@ def test_a_search_counts_terms_by_all_shards(service):
 def test_any_text_is_a_query(service, query):
     load(service)
     assert len(ids(open_at(service), query)) <= 6
-    (asked,) = service.requests[-1]["lines"][1]["query"]["bool"]["should"][0]["match"].values()
+    searched = [request["lines"] for request in service.requests if "lines" in request]
+    (asked,) = searched[-1][1]["query"]["bool"]["should"][0]["match"].values()
     assert len(asked["query"]) <= 2500
 
 
@@ -137,6 +138,36 @@ def test_a_cluster_that_allows_fewer_clauses_refuses_at_once(service):
     with pytest.raises(SearchError, match=message):
         tool.search(["red " * 33], 2)
     assert len(service.calls) == before + 1
+
+
+@pytest.mark.parametrize("when", ["nothing is found", "time has passed"])
+def test_an_index_that_is_replaced_under_a_search_is_noticed(service, monkeypatch, when):
+    load(service)
+    tool = open_at(service)
+    query = "nosuchword"
+    if when == "time has passed":
+        monkeypatch.setattr(opensearch, "_READ_AGAIN", 0.0)
+        query = "red"
+    assert ids(tool, query) == (["a", "c"] if query == "red" else [])
+    service.mappings = {}  # deleted, and made anew of other passages
+    load(service, mark={"fingerprint": "f2", "language": "en"})
+    message = r"'passages' at .* has other passages or vectors now \(f2, not f1\): start anew"
+    for _ in range(2):
+        with pytest.raises(SearchError, match=message):
+            tool.search([query], 2)
+    service.mappings["_meta"]["masksearch"] = {"fingerprint": "f1", "rows": 2, "count": 6}
+    with pytest.raises(SearchError, match="has 2 of 6 passages: go on with its load"):
+        tool.search([query], 2)
+    service.mappings["_meta"]["masksearch"]["rows"] = 6
+    tool.search([query], 2)
+
+
+def test_a_search_that_finds_something_reads_no_more_than_it_asks_for(service):
+    load(service)
+    tool = open_at(service)
+    before = len(service.calls)
+    assert ids(tool, "red") == ["a", "c"]
+    assert paths(service, before) == ["/passages/_msearch"]
 
 
 # ---- vectors

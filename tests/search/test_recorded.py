@@ -10,7 +10,8 @@ from masksearch_jax.core.config import SearchConfig
 from masksearch_jax.core.retrieval import SearchError, find_recorded
 from masksearch_jax.core.types import QueryRecord, Turn, to_json
 from masksearch_jax.search.bm25 import build
-from masksearch_jax.search.open import open_tool
+from masksearch_jax.search.open import open_recorded, open_tool
+from masksearch_jax.search.tool import FakeSearch, NoSearch, RandomSearch
 from tests.search.fruit import FRUIT
 
 CFG = SearchConfig("http", "", "http://127.0.0.1:1", 2, 3, 2, timeout=1.0, workers=1)
@@ -23,14 +24,18 @@ def index(tmp_path):
 
 
 def record(fruit, path, *asked, **changes):
-    """Writes a trajectory whose turns made these searches; what each of them showed."""
+    """Writes a trajectory whose turns made these searches; what each of them showed.
+
+    method: of an evaluation, as the row names it.
+    """
+    row = {"method": changes.pop("method")} if "method" in changes else {}
     cfg = dataclasses.replace(CFG, **changes)
     shown, turns = [], []
     for queries in asked:
         passages, found = find_recorded(fruit, queries, cfg, "")
         shown.append(passages)
         turns.append(to_json(Turn(queries, (), (), 0.1, found=found)))
-    path.write_bytes(gzip.compress(json.dumps({"turns": turns, "step": 3}).encode()))
+    path.write_bytes(gzip.compress(json.dumps({"turns": turns, "step": 3} | row).encode()))
     return shown
 
 
@@ -55,6 +60,38 @@ def test_recorded_searches_are_answered_again_without_their_service(fruit, index
     with pytest.raises(SearchError, match="query 'apple' is not recorded in"):
         open_tool(cfg).search(["red", "apple"], 2)
     assert open_tool(dataclasses.replace(cfg, kind="none")).search(["apple"], 2) == [[]]
+
+
+def test_what_a_control_found_is_no_answer_of_the_tool(fruit, index, tmp_path):
+    control = RandomSearch(FRUIT[3:])
+    (random,) = record(control, tmp_path / "0.jsonl.gz", ("red",), method="random", top_k=3)
+    record(NoSearch(), tmp_path / "1.jsonl.gz", ("red", "rock"), method="no_search")
+    (shown,) = record(fruit, tmp_path / "2.jsonl.gz", ("red",), method="agent")
+    cfg = dataclasses.replace(CFG, index=index, replay=True, recorded=str(tmp_path))
+    assert find_recorded(open_tool(cfg), ("red",), cfg, "")[0] == shown
+    with pytest.raises(SearchError, match="query 'rock' is not recorded in"):
+        open_tool(cfg).search(["rock"], 2)
+    deeper = dataclasses.replace(cfg, top_k=3)
+    assert find_recorded(open_recorded(cfg, "random"), ("red",), deeper, "")[0] == random
+    (tmp_path / "0.jsonl.gz").unlink()
+    message = r"recorded a search by method random; leave random out of config\.eval\.methods"
+    with pytest.raises(SearchError, match=message):
+        open_recorded(cfg, "random")
+
+
+def test_a_query_with_several_results_is_not_answered(fruit, index, tmp_path):
+    record(fruit, tmp_path / "0.jsonl.gz", ("red", "tropic"))
+    other = FakeSearch({"red": FRUIT[:1], "tropic": fruit.search(["tropic"], 2)[0]})
+    record(other, tmp_path / "1.jsonl.gz", ("red", "tropic"))
+    cfg = dataclasses.replace(CFG, index=index, replay=True, recorded=str(tmp_path))
+    tool = open_tool(cfg)
+    assert tool.search(["tropic"], 2) == fruit.search(["tropic"], 2)
+    with pytest.raises(SearchError, match="query 'red' has several results in"):
+        tool.search(["red"], 2)
+    record(FakeSearch({"red": FRUIT[3:]}), tmp_path / "2.jsonl.gz", ("red",), top_k=3)
+    assert open_tool(cfg).search(["red"], 3) == [list(FRUIT[3:])]  # asked with this number once
+    with pytest.raises(SearchError, match="query 'red' has several results in"):
+        open_tool(cfg).search(["red"], 2)
 
 
 def test_a_replayed_answer_keeps_who_gave_it(fruit, index, tmp_path, capsys):
