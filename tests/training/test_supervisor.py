@@ -42,6 +42,22 @@ def test_sigterm_is_a_question_and_the_old_handler_comes_back():
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+def test_a_lost_terminal_is_as_sigterm_unless_nohup_has_it_ignored():
+    kept = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    try:
+        with Preemption() as preemption:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert preemption.is_reached()
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        with Preemption() as preemption:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not preemption.is_reached()
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, kept)
+
+
 @pytest.mark.parametrize(
     "failed",
     [
