@@ -142,6 +142,10 @@ class Survival:
         """Time within goes to this bucket of `goodput.BUCKETS`."""
         return self._clock.phase(bucket)
 
+    def patient(self) -> contextlib.AbstractContextManager[None]:
+        """Within, the watchdog gives as much time as to start: programs are compiled."""
+        return self._watchdog.patient()
+
     @contextlib.contextmanager
     def disk(self, bucket: str, step: int | None = None) -> Iterator[None]:
         """A `save` or `restore`, which may take its time; `step` is what is then on its way."""

@@ -256,6 +256,13 @@ def test_the_limit_is_a_multiple_of_the_slowest_kinds_median(clock, tmp_path):
     with dog.patient():
         assert dog._limit == 900.0
         clock.now += 500.0
+        assert beat("tick", 400.0) == 900.0  # and is in no median
+        with dog.patient():
+            assert beat("tick", 1.0) == 900.0
+        assert beat("tick", 1.0) == 900.0
+    assert dog._limit == 50.0
+    with pytest.raises(KeyError), dog.patient():
+        raise KeyError
     assert dog._limit == 50.0
     assert beat("step", 2.0) == 30.0  # the median is 6, but no limit is below this
 
