@@ -42,11 +42,11 @@ class SourceWithCommit(sdist):
 def commit() -> str:
     """The git commit of the checkout, `-dirty` where files differ, or of the source distribution.
 
-    "" for none.
+    "" for none, and where git is not installed.
     """
     if (ROOT / COMMIT).is_file():
         return (ROOT / COMMIT).read_text(encoding="utf-8").strip()
-    if not (ROOT / ".git").exists():
+    if not (ROOT / ".git").exists() or shutil.which("git") is None:
         return ""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip()

@@ -1,7 +1,8 @@
 # shellcheck shell=bash
 # Run alone, or sourced by the other scripts: `launch/setup_env.sh REQUIREMENTS.txt` leaves a virtual
 # environment in .venv beside setup.py, its interpreter in $python and the checkout's folder in $root.
-# Does nothing when all is up to date; after an interruption the next call mends what was left.
+# Does nothing when all is up to date; after an interruption the next call mends what was left. Of two
+# at once the second waits.
 # In an installed package, which has no setup.py beside, the environment is the one on PATH.
 # Ends with 1 where no Python serves, and with 42 (start it again) where making the environment failed.
 
@@ -81,15 +82,33 @@ fingerprint() {
   { cat "$root/requirements.txt" "$requirements" "$root/setup.py" && echo "$root"; } | cksum
 }
 
-setup_env() {
-  local stamp=$venv/.installed-$1
+is_ready() {
+  "$python" -c '' 2>/dev/null && [ ! -e "$venv/.installing" ] &&
+    [ "$(fingerprint)" = "$(cat "$venv/.installed-$1" 2>/dev/null)" ]
+}
+
+# One set-up at a time, by a lock on descriptor 8, which ends with the set-up and what it started.
+# Where there is no flock, as on macOS, there is none.
+wait_for_others() {
+  command -v flock >/dev/null || return 0
+  flock -n 8 && return
+  echo "setup: another set-up of .venv is running; this one waits for it"
+  flock 8 || echo "setup: $root takes no locks; start no two set-ups at once there"
+}
+
+make_ready() {
+  wait_for_others
+  is_ready "$1" && return
   if ! "$python" -c '' 2>/dev/null; then
     make_venv "$1" || return
   fi
-  if [ -e "$venv/.installing" ] || [ "$(fingerprint)" != "$(cat "$stamp" 2>/dev/null)" ]; then
-    install_requirements || return 42
-    fingerprint >"$stamp" || return 42
-  fi
+  install_requirements || return 42
+  fingerprint >"$venv/.installed-$1" || return 42
+}
+
+setup_env() {
+  # In a subshell: what the script becomes afterwards holds no lock.
+  is_ready "$1" || (make_ready "$1") 8>>"$root/setup.py" || return
   echo "setup: ready, $("$python" --version) in $venv"
 }
 

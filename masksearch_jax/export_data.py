@@ -30,7 +30,7 @@ from masksearch_jax.core.schema import key, required, section
 from masksearch_jax.core.types import SPLITS, STATEMENTS, JsonObject, Trajectory, from_json
 from masksearch_jax.data.folder import KINDS, Folder
 from masksearch_jax.data.publish import DataCard, Subset, card_text, write_records
-from masksearch_jax.runtime import cli, run_record
+from masksearch_jax.runtime import cli, output_folder, run_record
 from masksearch_jax.runtime.progress import Progress
 
 SAID = {
@@ -51,7 +51,9 @@ class ExportDataError(UserError):
 class ExportDataRun:
     """`export_data`: examples and trajectories as files that other stacks read."""
 
-    folder: str = required("Folder to write; an earlier export of that name is replaced.")
+    folder: str = required(
+        "Folder to write, apart from what is read; an earlier export of that name is replaced."
+    )
     data: str = key("", "Folder that build_ramp wrote; empty: no examples are written.")
     runs: tuple[str, ...] = key(
         (), "Folders of runs with trajectories.jsonl or rollouts/; none: no trajectories."
@@ -61,7 +63,10 @@ class ExportDataRun:
 
 
 def check_config(cfg: ExportDataRun) -> None:
-    """Raises ConfigError where there is nothing to write, or two runs have one name."""
+    """Raises ConfigError where there is nothing to write, or two runs have one name.
+
+    And for a folder that meets what is read, or that holds something else than an earlier export.
+    """
     check_given(cfg, folder="the folder to write")
     if not cfg.data and not cfg.runs:
         raise ConfigError(
@@ -70,6 +75,9 @@ def check_config(cfg: ExportDataRun) -> None:
         )
     if len(set(map(_name_of, cfg.runs))) < len(cfg.runs):
         raise ConfigError(f"config.runs has two folders of one name: {', '.join(cfg.runs)}")
+    runs = {f"config.runs[{i}]": run for i, run in enumerate(cfg.runs)}
+    output_folder.check_apart(cfg.folder, {"config.data": cfg.data} | runs)
+    output_folder.check_replaceable(cfg.folder, ("runs", "data", "card"))
 
 
 def run(cfg: ExportDataRun) -> dict[str, dict[str, int]]:

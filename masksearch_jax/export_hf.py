@@ -32,7 +32,8 @@ from masksearch_jax.models.load import check_vocabulary, has_model, read_model, 
 from masksearch_jax.models.transformer import Transformer
 from masksearch_jax.parallel import sharding
 from masksearch_jax.parallel.processes import join_processes
-from masksearch_jax.runtime import agent_settings, cli, run_record, storage
+from masksearch_jax.runtime import agent_settings, cli, output_folder, run_record, storage
+from masksearch_jax.training import checkpoint_files
 
 RELOADS = ("auto", "transformers", "table")
 _AUTO_PARAMETERS = 2e9  # reload "auto" has more than these checked against the table alone
@@ -51,7 +52,9 @@ class ExportRun:
     """`export_hf`: a checkpoint to a folder that transformers loads."""
 
     checkpoint: str = required("Folder of checkpoints or in HF format, or a GGUF file.")
-    folder: str = required("Folder to write; an earlier export of that name is replaced.")
+    folder: str = required(
+        "Folder to write, apart from what is read; an earlier export of that name is replaced."
+    )
     tokenizer: str = key(
         "",
         (
@@ -82,16 +85,18 @@ class ExportRun:
 
 
 def check_config(cfg: ExportRun) -> None:
-    """Raises ConfigError for keys that are empty, ExportError for a folder that cannot be written.
+    """Raises ConfigError for keys that are empty, and for a folder that is not to be replaced.
 
-    A model in HF format or in a GGUF file on this machine has its tokenizer with it.
+    ExportError for one that cannot be written. A model in HF format or in a GGUF file on this
+    machine has its tokenizer with it.
     """
     check_given(cfg, checkpoint="the folder of checkpoints", folder="the folder to write")
     if is_bucket(cfg.checkpoint) or not has_model(cfg.checkpoint):
         check_given(cfg, tokenizer="the folder that holds tokenizer.json")
     check_local(cfg.folder)
-    if Path(cfg.folder).resolve() == Path(cfg.checkpoint).resolve():
-        raise ExportError(f"config.folder is {cfg.folder}, as config.checkpoint is: give another")
+    named = ("checkpoint", "tokenizer", "base")
+    output_folder.check_apart(cfg.folder, {f"config.{k}": getattr(cfg, k) for k in named})
+    output_folder.check_replaceable(cfg.folder, ("checkpoint", "dtype", "card"))
 
 
 def run(cfg: ExportRun) -> dict[str, Any]:
@@ -106,6 +111,7 @@ def run(cfg: ExportRun) -> dict[str, Any]:
         cfg = dataclasses.replace(cfg, tokenizer=cfg.checkpoint)
     check_vocabulary(cfg.model, Vocab.load(cfg.tokenizer), cfg.tokenizer, cfg.checkpoint)
     mesh, step = sharding.make_mesh(cfg.mesh), None if cfg.step < 0 else cfg.step
+    output_folder.check_apart(cfg.folder, {"the base of the adapters": _base(cfg, step)})
     with weights(cfg.checkpoint, cfg.model, _COMPUTE, mesh, cfg.base, step) as params:
         stands = not storage.is_unmade(cfg.folder)
         run_record.begin(
@@ -127,11 +133,19 @@ def run(cfg: ExportRun) -> dict[str, Any]:
             card=_card(cfg),
             step=params.step,
             agent=agent_settings.read(cfg.checkpoint),
+            sign=lambda written: run_record.write(written, cfg),
         )
-    run_record.write(cfg.folder, cfg)
     if jax.process_index() == 0:
         print(json.dumps({"folder": cfg.folder, "step": params.step} | report))
     return report
+
+
+def _base(cfg: ExportRun, step: int | None) -> str:
+    """Where the checkpoint's adapters say that their base model is; "" for no adapters."""
+    if has_model(cfg.checkpoint):
+        return ""
+    adapters = checkpoint_files.read_adapters(cfg.checkpoint, step) or {}
+    return str(adapters.get("base", ""))
 
 
 def _card(cfg: ExportRun) -> Card:
@@ -159,11 +173,13 @@ def export(
     card: Card | None = None,
     step: int | None = None,
     agent: JsonObject | None = None,
+    sign: Callable[[Path], None] = lambda folder: None,
 ) -> dict[str, Any]:
     """Writes the model with tokenizer and README.md, and checks the folder.
 
     model, read, made_from, dtype, max_shard_bytes as in `hf.save`; card, step as in `model_card`.
     agent: how it is asked, as `agent_settings` has it; written beside it.
+    sign: says what made the folder in it, before it has its name; of the first process.
     reload: "transformers" reloads in a child process and compares weights, logits and greedy tokens
     (the model in float32 must fit into memory twice), "table" checks names, shapes and dtypes only,
     "auto" is the former in one process with torch installed and at most 2e9 parameters. Returns
@@ -177,6 +193,12 @@ def export(
     asked = dict(agent or {})
     if "compute" in asked:
         asked["compute"] = asked["compute"] | {"param_dtype": kept}
+
+    def compare_and_sign(written: Path) -> dict[str, Any]:
+        report = _compare_reloaded(model, read, written, kept, reload)
+        sign(written)
+        return report
+
     return hf.save(
         model,
         folder,
@@ -188,7 +210,7 @@ def export(
         beside={agent_settings.FILE: asked} if asked else {},
         dtype=dtype,
         max_shard_bytes=max_shard_bytes,
-        check=lambda written: _compare_reloaded(model, read, written, kept, reload),
+        check=compare_and_sign,
     )
 
 

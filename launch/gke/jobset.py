@@ -35,8 +35,11 @@ def parse(argv: list[str]) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if not re.fullmatch(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?", args.name):
         parser.error(f"--name={args.name}: lower case letters, digits and -, at most 40")
-    if not re.fullmatch(r"\d+(x\d+){1,2}", args.topology):
-        parser.error(f"--topology={args.topology}: sides joined by x, as 4x4 or 2x4x4")
+    for name, least in (("slices", 1), ("restarts", 0), ("grace", 1)):
+        if (value := getattr(args, name)) < least:
+            parser.error(f"--{name}={value}: a whole number, at least {least}")
+    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*){1,2}", args.topology):
+        parser.error(f"--topology={args.topology}: sides of 1 and more, joined by x, as 4x4")
     chips = math.prod(map(int, args.topology.split("x")))
     if chips % CHIPS[args.accelerator]:
         parser.error(f"--topology={args.topology}: {chips} chips are no whole hosts of 4")

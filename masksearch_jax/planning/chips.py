@@ -40,7 +40,10 @@ DCN = 12.5e9  # bytes per second and chip between slices: 100 Gbit/s, ours for l
 
 # Chips of a slice → its shape, as it is sold.
 SHAPES = {
-    2: {4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16"},
+    2: {
+        1: "1x1", 4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16",
+        256: "16x16",
+    },
     3: {
         4: "2x2x1", 8: "2x2x2", 16: "2x2x4", 32: "2x4x4", 64: "4x4x4", 128: "4x4x8",
         256: "4x8x8", 512: "8x8x8", 1024: "8x8x16", 2048: "8x16x16",
@@ -81,7 +84,8 @@ class Slice:
                 "wrap": (closed,) * 3,
             }
         if self.chip.dimensions == 2:
-            return {"wrap": (*(side == 16 for side in self.shape), False)}
+            alone = {"chips_per_host_bounds": (1, 1, 1)} if self.chips == 1 else {}
+            return alone | {"wrap": (*(side == 16 for side in self.shape), False)}
         return {}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from numbers import Real
 from typing import Any
 
@@ -46,6 +46,7 @@ class Watch:
         self._alarms = Alarms(cfg.alarms, rollbacks is not None, cfg.eval.every > 0)
         self._ringing: list[Ringing] = []
         self._owed: dict[str, float] | None = None
+        self._compiled = False  # the programs of held-out measurements
         self._stack = contextlib.ExitStack()
         self._heldout: Heldout | None = None
         if cfg.eval.every:
@@ -112,7 +113,7 @@ class Watch:
         self._owed, self._ringing = None, []
         if self._heldout and self._is_measured(step):
             try:
-                with self._survival.phase("sample"):
+                with self._first_patient(), self._survival.phase("sample"):
                     found |= self._heldout.measure(model)
             except Preempted:
                 self._owed = dict(figures)
@@ -124,6 +125,13 @@ class Watch:
         self._alarms.tell(self._ringing)
         names = [one.name for one in self._ringing]
         return found | ({"alarms": names} if names else {})
+
+    @contextlib.contextmanager
+    def _first_patient(self) -> Iterator[None]:
+        """Time to compile for the first measurement, whose programs no step before it has run."""
+        with contextlib.nullcontext() if self._compiled else self._survival.patient():
+            yield
+        self._compiled = True
 
     def shown(self) -> dict[str, str]:
         """For the line of progress: the alarms that ring."""

@@ -13,8 +13,8 @@ Exit statuses, for those who start runs again:
     0    done
     1    failed: the same command would fail again (bad data, NaN, a full disk at the end, a defect)
     2    the command is wrong
-    42   start the same command again: it was told to stop (SIGTERM) and has saved, lost another
-         process, hung, or a bucket was out
+    42   start the same command again: it was told to stop (SIGTERM, or SIGHUP of a lost terminal)
+         and has saved, lost another process, hung, or a bucket was out
     130  interrupted (Ctrl-C)
     134, 137 and the like: ended by a signal; JAX aborts (134) when its coordinator is gone
 
@@ -51,6 +51,7 @@ from masksearch_jax.runtime.process import (
     process_count,
     this_process,
 )
+from masksearch_jax.runtime.streams import lasting
 
 T = TypeVar("T", bound=Section)
 
@@ -256,7 +257,16 @@ def _help(
 
 
 def call(work: Callable[[], Any], *, resumes: bool = False, settings: object = None) -> None:
-    """Calls `work` and ends the process as `run` does; `settings`: the config it works by."""
+    """Calls `work` and ends the process as `run` does; `settings`: the config it works by.
+
+    A reader of stderr that goes away ends nothing, nor one of stdout where `resumes`; another
+    command writes its result there.
+    """
+    with lasting("stderr", *(["stdout"] if resumes else [])):
+        _call(work, resumes, settings)
+
+
+def _call(work: Callable[[], Any], resumes: bool, settings: object) -> None:
     try:
         with never_lost():
             status = work()

@@ -58,7 +58,8 @@ def check_log(log: LogConfig) -> None:
 def open_services(log: LogConfig, folder: epath.Path, rows: Sequence[JsonObject]) -> list[Service]:
     """The services that `log.to` names besides jsonl; rows: those that a resumed run has.
 
-    Raises ConfigError for a user's logger that cannot be made.
+    Raises ConfigError for a user's logger that cannot be made, and where Weights & Biases lacks a
+    setting.
     """
     found: list[Service] = []
     if "tensorboard" in log.to:
@@ -106,49 +107,18 @@ class _TensorBoard:
             print(f"  warning: TensorBoard lacks {what}: {error}", file=sys.stderr)
 
 
-class _Wandb:
-    """A run of Weights & Biases, the same one after a resume. Steps done again are there again."""
+class _Steady:
+    """A service whose errors end no run: they are told, and metrics.jsonl has the rows.
 
-    def __init__(self, folder: epath.Path, project: str):
-        import wandb
+    Of rows that are not taken one after another the first is told, and at the end their number.
+    """
 
-        name = folder / WANDB / "run_id"
-        if not name.exists():
-            name.parent.mkdir(parents=True, exist_ok=True)
-            name.write_text(secrets.token_hex(4))
-        self._run = wandb.init(
-            project=project,
-            id=name.read_text(),
-            name=folder.name,
-            resume="allow",
-            dir=None if is_bucket(folder) else os.fspath(folder),
-            settings=wandb.Settings(console="off", quiet=True),
-        )
-        self._run.define_metric("*", step_metric="step")
+    def __init__(self, said: str):
+        self._said, self._lost = said, 0
 
     def write(self, row: JsonObject) -> None:
-        self._run.log({"step": row["step"]} | _figures(row))
-
-    def close(self) -> None:
-        self._run.finish()
-
-
-class _Own:
-    """A user's logger. What it raises ends no run: it is told, and metrics.jsonl has the row."""
-
-    def __init__(self, name: str, folder: epath.Path, rows: Sequence[JsonObject]):
-        self._name, self._lost = name, 0
         try:
-            self._logger = _own_class(name)(folder, [dict(row) for row in rows])
-        except Exception as error:
-            raise ConfigError(
-                f"the logger {name!r} of {KEY} cannot be made: {type(error).__name__}: {error}"
-            ) from error
-
-    def write(self, row: JsonObject) -> None:
-        """Told of the first row alone, of those in a row that it does not take."""
-        try:
-            self._logger.write(dict(row))
+            self._take(row)
         except Exception as error:
             if not self._lost:
                 self._warn(f"did not take step {row['step']}", error)
@@ -162,13 +132,81 @@ class _Own:
         if self._lost > 1:
             self._warn(f"did not take the last {self._lost} steps")
         try:
-            self._logger.close()
+            self._end()
         except Exception as error:
             self._warn("did not close", error)
 
+    def _take(self, row: JsonObject) -> None:
+        raise NotImplementedError
+
+    def _end(self) -> None:
+        raise NotImplementedError
+
     def _warn(self, what: str, error: Exception | None = None) -> None:
-        why = f": {type(error).__name__}: {error}" if error else ""
-        print(f"  warning: the logger {self._name!r} of {KEY} {what}{why}", file=sys.stderr)
+        why = f": {type(error).__name__}: {' '.join(str(error).split())}" if error else ""
+        print(f"  warning: {self._said} {what}{why}", file=sys.stderr)
+
+
+class _Wandb(_Steady):
+    """A run of Weights & Biases, the same one after a resume. Steps done again are there again.
+
+    Where it cannot be begun, as in an outage, there is none of this start, which is told. Raises
+    ConfigError for a setting that no try would mend, such as an API key that nobody gave.
+    """
+
+    def __init__(self, folder: epath.Path, project: str):
+        import wandb
+
+        super().__init__("Weights & Biases")
+        name = folder / WANDB / "run_id"
+        if not name.exists():
+            name.parent.mkdir(parents=True, exist_ok=True)
+            name.write_text(secrets.token_hex(4))
+        self._run: Any = None
+        try:
+            self._run = wandb.init(
+                project=project,
+                id=name.read_text(),
+                name=folder.name,
+                resume="allow",
+                dir=None if is_bucket(folder) else os.fspath(folder),
+                settings=wandb.Settings(console="off", quiet=True),
+            )
+            self._run.define_metric("*", step_metric="step")
+        except wandb.errors.UsageError as error:
+            raise ConfigError(
+                f"{KEY} has 'wandb', which does not start: {error} Or set WANDB_MODE=offline, by "
+                "which the rows stay in the run's folder"
+            ) from error
+        except Exception as error:
+            self._warn("lacks the steps of this start", error)
+
+    def _take(self, row: JsonObject) -> None:
+        if self._run is not None:
+            self._run.log({"step": row["step"]} | _figures(row))
+
+    def _end(self) -> None:
+        if self._run is not None:
+            self._run.finish()
+
+
+class _Own(_Steady):
+    """A user's logger."""
+
+    def __init__(self, name: str, folder: epath.Path, rows: Sequence[JsonObject]):
+        super().__init__(f"the logger {name!r} of {KEY}")
+        try:
+            self._logger = _own_class(name)(folder, [dict(row) for row in rows])
+        except Exception as error:
+            raise ConfigError(
+                f"{self._said} cannot be made: {type(error).__name__}: {error}"
+            ) from error
+
+    def _take(self, row: JsonObject) -> None:
+        self._logger.write(dict(row))
+
+    def _end(self) -> None:
+        self._logger.close()
 
 
 def _own_class(name: str) -> Callable[..., Any]:

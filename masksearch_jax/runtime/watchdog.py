@@ -42,6 +42,7 @@ class Watchdog:
         self._intervals: dict[str, collections.deque[float]] = {}
         self._started = False  # the first step is done: programs are compiled
         self._limit = config.startup_seconds
+        self._patience = 0  # blocks of `patient` that are entered and not left
         self._last = time.monotonic()
         self._watched = threading.get_ident()
         self._stop = threading.Event()
@@ -57,20 +58,30 @@ class Watchdog:
         self._thread.join()
 
     def beat(self, kind: str) -> None:
-        """Progress: a `step`, or a smaller thing within it. Each kind has a median of its own."""
+        """Progress: a `step`, or a smaller thing within it. Each kind has a median of its own.
+
+        What takes its time within `patient` is not usual, and in no median.
+        """
         now = time.monotonic()
-        if self._started:
+        if self._started and not self._patience:
             remembered: collections.deque[float] = collections.deque(maxlen=_REMEMBERED)
             self._intervals.setdefault(kind, remembered).append(now - self._last)
         self._started |= kind == "step"
-        self._last, self._limit = now, self._usual()
+        self._last, self._limit = now, self._allowed()
 
     @contextlib.contextmanager
     def patient(self) -> Iterator[None]:
-        """Within there is as much time as to start."""
-        self._last, self._limit = time.monotonic(), self._config.startup_seconds
-        yield
-        self._last, self._limit = time.monotonic(), self._usual()
+        """Within there is as much time as to start, also from one beat to the next."""
+        self._patience += 1
+        self._last, self._limit = time.monotonic(), self._allowed()
+        try:
+            yield
+        finally:
+            self._patience -= 1
+            self._last, self._limit = time.monotonic(), self._allowed()
+
+    def _allowed(self) -> float:
+        return self._config.startup_seconds if self._patience else self._usual()
 
     def _usual(self) -> float:
         if "step" not in self._intervals:

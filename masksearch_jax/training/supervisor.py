@@ -43,20 +43,25 @@ class Preemption:
     """SIGTERM as a question that all processes answer alike. Use as a context manager.
 
     Alone, a signal handler answers; among several, JAX's own service, which knows of a signal on
-    any of them and needs no device: all must ask equally often.
+    any of them and needs no device: all must ask equally often. SIGHUP, of a terminal that is
+    lost, is passed on as SIGTERM, unless it is ignored, as `nohup` has it.
     """
 
     def __init__(self) -> None:
         self._told = False
         self._before: _Handler = None
+        self._before_hangup: _Handler = None
 
     def __enter__(self) -> Preemption:
+        if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:
+            self._before_hangup = _handle(signal.SIGHUP, self._pass_on)
         if not jax.distributed.is_initialized():
             self._before = _handle(signal.SIGTERM, self._tell)
         return self
 
     def __exit__(self, *_: object) -> None:
         _restore(signal.SIGTERM, self._before)
+        _restore(signal.SIGHUP, self._before_hangup)
 
     def is_reached(self) -> bool:
         """True once any process was told to stop: at the same call on all, and from then on."""
@@ -71,6 +76,9 @@ class Preemption:
 
     def _tell(self, number: int, frame: FrameType | None) -> None:
         self._told = True
+
+    def _pass_on(self, number: int, frame: FrameType | None) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 class Survival:
@@ -133,6 +141,10 @@ class Survival:
     def phase(self, bucket: str) -> contextlib.AbstractContextManager[None]:
         """Time within goes to this bucket of `goodput.BUCKETS`."""
         return self._clock.phase(bucket)
+
+    def patient(self) -> contextlib.AbstractContextManager[None]:
+        """Within, the watchdog gives as much time as to start: programs are compiled."""
+        return self._watchdog.patient()
 
     @contextlib.contextmanager
     def disk(self, bucket: str, step: int | None = None) -> Iterator[None]:

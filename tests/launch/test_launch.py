@@ -112,6 +112,36 @@ def test_quickstart_makes_its_environment_once_and_passes_arguments_on(checkout)
 
 
 @pytest.mark.slow
+def test_of_two_set_ups_at_once_the_second_waits_and_finds_all_done(checkout):
+    if shutil.which("flock") is None:
+        pytest.skip("there is no flock")
+    command = ["bash", str(checkout / "launch" / "setup_env.sh"), "requirements.txt"]
+    environment = os.environ | {"PIP_NO_INDEX": "1"}
+    given = {"env": environment, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    both = [subprocess.Popen(command, text=True, **given) for _ in range(2)]
+    said = [one.communicate(timeout=120)[0] for one in both]
+    assert [one.returncode for one in both] == [0, 0], said
+    waited, worked = sorted(said, key=len)
+    kinds = [line.split(",")[0] for line in waited.splitlines()]
+    told = "setup: another set-up of .venv is running; this one waits for it"
+    assert kinds == [told, "setup: ready"]
+    assert "setup: creating .venv" in worked
+    assert told not in worked
+
+
+@pytest.mark.slow
+def test_what_a_set_up_was_for_holds_no_lock(checkout):
+    """A set-up that is to be waited for is over when the main begins."""
+    (checkout / "masksearch_jax" / "quickstart.py").write_text(
+        "import fcntl, pathlib\n"
+        "setup = pathlib.Path(__file__).parents[1] / 'setup.py'\n"
+        "fcntl.flock(setup.open('a'), fcntl.LOCK_EX | fcntl.LOCK_NB)\n"
+    )
+    done = quickstart(checkout)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
 def test_set_up_mends_what_an_interruption_left(checkout, tmp_path):
     assert quickstart(checkout).returncode == 0
     venv = checkout / ".venv"

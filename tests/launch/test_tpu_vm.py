@@ -534,7 +534,11 @@ def test_the_same_jobset_again_is_the_same_text() -> None:
     ("change", "message"),
     [
         ("--name=My_Run", "lower case letters, digits and -"),
-        ("--topology=2x4x", "sides joined by x"),
+        ("--topology=2x4x", "--topology=2x4x: sides of 1 and more, joined by x"),
+        ("--topology=0x4", "--topology=0x4: sides of 1 and more, joined by x"),
+        ("--slices=0", "--slices=0: a whole number, at least 1"),
+        ("--restarts=-1", "--restarts=-1: a whole number, at least 0"),
+        ("--grace=-5", "--grace=-5: a whole number, at least 1"),
         ("--topology=1x3", "3 chips are no whole hosts of 4"),
         ("--accelerator=h100", "invalid choice: 'h100'"),
     ],

@@ -231,8 +231,8 @@ def test_a_card_names_files_of_one_kind_for_the_hub(data, tmp_path):
     [
         ({}, ConfigError, "config.data and config.runs are empty"),
         ({"folder": " ", "data": "x"}, ConfigError, "config.folder is empty"),
-        ({"data": "."}, ConfigError, "none of ramp, questions, statements, demonstrations"),
-        ({"runs": (".",)}, ConfigError, "holds neither trajectories.jsonl nor rollouts/"),
+        ({"data": "a"}, ConfigError, "none of ramp, questions, statements, demonstrations"),
+        ({"runs": ("a",)}, ConfigError, "holds neither trajectories.jsonl nor rollouts/"),
         ({"runs": ("a/run", "b/run")}, ConfigError, "two folders of one name"),
         ({"runs": ("bad",)}, export_data.ExportDataError, r"trajectories.jsonl:1: not a traj"),
         ({"runs": ("cut",)}, export_data.ExportDataError, r"trajectories.jsonl:1: not JSON"),
@@ -246,3 +246,42 @@ def test_what_cannot_be_written_is_named(values, error, said, tmp_path, monkeypa
     with pytest.raises(error, match=said):
         export_data.run(ExportDataRun(**{"folder": "out"} | values))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("folder", "said"),
+    [
+        ("runs/ramp", r"'runs/ramp', which is config\.data, 'runs/ramp'"),
+        ("runs", r"'runs', which contains config\.data, 'runs/ramp'"),
+        (".", r"'\.', which contains config\.data, 'runs/ramp'"),
+        ("runs/ramp/x", r"'runs/ramp/x', which lies within config\.data, 'runs/ramp'"),
+        ("linked", r"'linked', which is config\.data, 'runs/ramp'"),
+        ("evaluate", r"'evaluate', which is config\.runs\[0\], 'evaluate'"),
+        ("evaluate/x", r"'evaluate/x', which lies within config\.runs\[0\], 'evaluate'"),
+        ("notes", r"'notes', which is there and has no run\.json of an earlier export"),
+        ("trained", r"'trained', which is there and has no run\.json of an earlier export"),
+        ("file", r"'file', which is there and has no run\.json of an earlier export"),
+    ],
+)
+def test_an_export_replaces_nothing_but_an_export(folder, said, data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("runs", "evaluate", "notes", "trained"):
+        (tmp_path / name).mkdir()
+    data.rename(tmp_path / "runs" / "ramp")
+    (tmp_path / "linked").symlink_to("runs/ramp")
+    (tmp_path / "evaluate" / "trajectories.jsonl").write_text(line() + "\n")
+    (tmp_path / "notes" / "mine.txt").write_text("mine")
+    (tmp_path / "file").write_text("mine")
+    record = {"config": {"data": "x", "sft": {}}, "content": {}, "sessions": []}
+    (tmp_path / "trained" / "run.json").write_text(json.dumps(record))
+    (tmp_path / "trained" / "metrics.jsonl").write_text("")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ConfigError, match=f"^config.folder is {said}"):
+        export_data.run(ExportDataRun(folder=folder, data="runs/ramp", runs=("evaluate",)))
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_an_empty_folder_is_written(data, tmp_path):
+    (tmp_path / "out").mkdir()
+    export_data.run(ExportDataRun(folder=str(tmp_path / "out"), data=str(data)))
+    assert (tmp_path / "out" / "README.md").is_file()

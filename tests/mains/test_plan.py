@@ -53,6 +53,8 @@ needs_libtpu = pytest.mark.skipif(
         ("v5p-128", "v5p:4x4x4", 64),
         ("v4-8", "v4:2x2x1", 4),
         ("v5e-8", "v5e:2x4", 8),  # as sold by chips
+        ("v6e-1", "v6e:1x1", 1),
+        ("v5litepod-1", "v5e:1x1", 1),
         ("v5litepod-16", "v5e:4x4", 16),
         ("v6e-256", "v6e:16x16", 256),
         ("tpu7x-128", "tpu7x:4x4x4", 64),
@@ -71,8 +73,8 @@ def test_slices_by_their_names(name, topology, count):
         ("v5-64", "'v5-64' is no TPU slice; did you mean v"),
         ("h100-8", "Write KIND-N or KIND:AxB, KIND one of v4, v5e, v5p, v6e, tpu7x"),
         ("v5p-63", "'v5p-63' is not sold; choices: v5p-8, v5p-16"),
-        ("v6e-12", "choices: v6e-4, v6e-8, v6e-16, v6e-32, v6e-64, v6e-128, v6e-256"),
-        ("v5e:2x2x1", "a v5e slice has 2 sides, such as 2x2, 2x4"),
+        ("v6e-12", "choices: v6e-1, v6e-4, v6e-8, v6e-16, v6e-32, v6e-64, v6e-128, v6e-256"),
+        ("v5e:2x2x1", "a v5e slice has 2 sides, such as 1x1, 2x2, 2x4"),
         ("v5p:0x2x2", "a v5p slice has 3 sides"),
     ],
 )
@@ -85,6 +87,22 @@ def test_rings_close_where_a_side_is_whole():
     assert chips.parse("v5p-64").options()["wrap"] == (False,) * 3
     assert chips.parse("v5p:4x4x8").options()["wrap"] == (True,) * 3
     assert chips.parse("v6e-128").options()["wrap"] == (False, True, False)
+
+
+def test_a_chip_alone_is_the_whole_of_its_host():
+    """The compiler takes hosts of four chips else, of which one chip is no whole number."""
+    assert chips.parse("v6e-1").options()["chips_per_host_bounds"] == (1, 1, 1)
+    assert "chips_per_host_bounds" not in chips.parse("v6e-4").options()
+
+
+@needs_libtpu
+@pytest.mark.parametrize("name", ["v5litepod-1", "v6e-1"])
+def test_a_chip_alone_is_a_slice_that_the_compiler_knows(name, repository):
+    one = chips.parse(name)
+    how = {"platform": "tpu", "topology_name": one.topology} | one.options()
+    devices = f"topologies.get_topology_desc(**{how}).devices"
+    text = f"from jax.experimental import topologies; print(len({devices}))"
+    assert run_script(repository, text) == "1\n"
 
 
 def test_operations_of_a_loop_count_as_often_as_it_runs():

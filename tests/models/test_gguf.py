@@ -18,6 +18,7 @@ import tokenizers
 from masksearch_jax import export_hf
 from masksearch_jax.core import gguf_file, gguf_tokenizer
 from masksearch_jax.core.config import MeshConfig, RopeScaling, SftRun
+from masksearch_jax.core.errors import ConfigError
 from masksearch_jax.core.gguf_file import GgufError
 from masksearch_jax.core.tokenizer import Vocab, VocabError, train_bpe
 from masksearch_jax.models import gguf_model, hf, hf_files, rotary
@@ -249,7 +250,7 @@ def test_the_command_exports_a_folder_in_the_dtype_that_it_has(file, repository,
     exported(repository, tmp_path / "first", tmp_path / "second", "--config.dtype=stored")
     one, two = ((tmp_path / name / hf.SINGLE).read_bytes() for name in ("first", "second"))
     assert one == two
-    with pytest.raises(export_hf.ExportError, match=r"first, as config\.checkpoint is: give an"):
+    with pytest.raises(ConfigError, match=r"first', which is config\.checkpoint, '.*first'; the e"):
         exported(repository, tmp_path / "first", tmp_path / "second" / ".." / "first")
 
 

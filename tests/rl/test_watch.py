@@ -15,6 +15,7 @@ from masksearch_jax.data.gate import Gate
 from masksearch_jax.rl import watch as watch_module
 from masksearch_jax.rl.watch import Watch, after_rollbacks, check_rings
 from masksearch_jax.runtime import cli
+from masksearch_jax.training.supervisor import Survival
 
 
 class _NoHeldout(contextlib.nullcontext):
@@ -108,3 +109,28 @@ def test_after_rollbacks_the_rate_is_lower_and_the_seed_another(repository):
     assert found.dapo == cfg.dapo
     last = dataclasses.replace(cfg, rollout=dataclasses.replace(cfg.rollout, seed=2**32 - 1))
     assert after_rollbacks(last, 2).rollout.seed == 1
+
+
+def test_the_first_measurement_has_time_to_compile(repository, tmp_path, monkeypatch):
+    cfg = to_dataclass(SftRun, cli.load_config(f"{repository / 'configs' / 'ramp_sft.py'}:tiny"))
+    survival, limits = Survival(cfg.survival, tmp_path), []
+    assert (cfg.survival.startup_seconds, cfg.survival.step_seconds) == (3600, 300)
+
+    class Measured(_NoHeldout):
+        def is_due(self, step: int, last: int) -> bool:
+            return True
+
+        def measure(self, model: object) -> dict[str, float]:
+            survival.raise_if_stopped()  # a tick
+            limits.append(survival._watchdog._limit)
+            return {}
+
+    monkeypatch.setattr(watch_module, "Heldout", lambda *_: Measured())
+    heldout = dataclasses.replace(cfg.eval, every=3, data="folder")
+    gate = Gate(LessonsConfig(), [["a"]], [{"a": 1.0}], [0])
+    own = dataclasses.replace(cfg, eval=heldout)
+    watch = Watch(own, 30, gate, None, lambda: None, survival)
+    for step in survival.steps(0, 4, "update"):
+        if step >= 2:
+            watch.look(step, None, {}, is_trained=True)
+    assert limits == [3600, 300]

@@ -2,6 +2,7 @@
 
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -243,3 +244,12 @@ def test_the_installed_wheel_runs_in_another_folder(wheel, tmp_path):
     script = site / "masksearch_jax" / "shipped" / "launch" / "quickstart.sh"
     path = f"PATH={Path(sys.executable).parent}:{os.environ['PATH']}"
     assert "workdir = " in say("env", path, "bash", str(script), "--print-config")
+
+
+def test_a_checkout_is_packed_where_git_is_not_installed(monkeypatch, tmp_path):
+    monkeypatch.setattr("setuptools.setup", lambda **_: None)
+    packing = runpy.run_path(str(ROOT / "setup.py"))
+    monkeypatch.setitem(packing["commit"].__globals__, "ROOT", tmp_path)
+    (tmp_path / ".git").mkdir()
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert packing["commit"]() == ""

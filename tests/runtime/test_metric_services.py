@@ -1,7 +1,10 @@
 """What TensorBoard and Weights & Biases are given, read back by their own readers."""
 
 import json
+import os
 import struct
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -134,3 +137,75 @@ def test_weights_and_biases_has_the_rows_offline(monkeypatch, tmp_path):
     ]
     assert ids == {name}
     assert [row["step"] for row in read_metrics(tmp_path)] == [1, 2, 3]
+
+
+# What becomes of a run's rows, in a process of its own: wandb keeps what it found at its start.
+WRITES = """
+import sys
+from pathlib import Path
+
+import psutil
+
+from masksearch_jax.core.watch_config import LogConfig
+from masksearch_jax.runtime import cli
+from masksearch_jax.runtime.metric_writer import MetricWriter
+
+folder, does = Path(sys.argv[1]), sys.argv[2]
+
+def work():
+    with MetricWriter(folder, 0, LogConfig(("jsonl", "wandb"))) as writer:
+        writer.write(1, {"loss": 0.5})
+        if does == "kill":
+            services = psutil.Process().children(recursive=True)
+            for service in services:
+                service.kill()
+            psutil.wait_procs(services)
+        writer.write(2, {"loss": 0.25})
+        writer.write(3, {"loss": 0.125})
+    print("saved", flush=True)
+
+cli.call(work)
+"""
+
+
+def rows_written(tmp_path, does: str, **environment: str) -> subprocess.CompletedProcess:
+    (tmp_path / "run.py").write_text(WRITES)
+    told = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")}
+    home = {"HOME": str(tmp_path), "PYTHONPATH": os.getcwd()}  # no key in a .netrc
+    return subprocess.run(
+        [sys.executable, str(tmp_path / "run.py"), str(tmp_path / "run"), does],
+        env=told | home | environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.mark.slow  # starts the service of Weights & Biases
+@pytest.mark.parametrize("does", ["kill", "outage"])
+def test_a_loss_of_weights_and_biases_is_told_and_ends_no_run(does, tmp_path):
+    dead = {"WANDB_API_KEY": "a" * 40, "WANDB_BASE_URL": "http://127.0.0.1:9"}
+    dead["WANDB_INIT_TIMEOUT"] = "2"
+    given = {"WANDB_MODE": "offline"} if does == "kill" else dead
+    done = rows_written(tmp_path, does, **given)
+    assert (done.returncode, done.stdout.splitlines()[:1]) == (0, ["saved"]), done.stderr
+    assert [row["step"] for row in read_metrics(tmp_path / "run")] == [1, 2, 3]
+    begin = "  warning: Weights & Biases "
+    told = [x.removeprefix(begin) for x in done.stderr.splitlines() if x.startswith(begin)]
+    if does == "outage":
+        (said,) = told
+        assert said.startswith("lacks the steps of this start: CommError: ")
+    else:
+        first, last, closed = told
+        assert first.startswith("did not take step 2: ")
+        assert last == "did not take the last 2 steps"
+        assert closed.startswith("did not close: ")
+
+
+@pytest.mark.slow  # imports Weights & Biases
+def test_an_api_key_that_nobody_gave_is_told_at_the_start(tmp_path):
+    done = rows_written(tmp_path, "write")
+    assert (done.returncode, done.stdout) == (2, "")
+    said = "error: config.log.to has 'wandb', which does not start: No API key configured."
+    assert done.stderr.splitlines()[-1].startswith(said)
+    assert "WANDB_MODE=offline" in done.stderr.splitlines()[-1]

@@ -42,6 +42,22 @@ def test_sigterm_is_a_question_and_the_old_handler_comes_back():
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+def test_a_lost_terminal_is_as_sigterm_unless_nohup_has_it_ignored():
+    kept = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    try:
+        with Preemption() as preemption:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert preemption.is_reached()
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        with Preemption() as preemption:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not preemption.is_reached()
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, kept)
+
+
 @pytest.mark.parametrize(
     "failed",
     [
@@ -240,6 +256,13 @@ def test_the_limit_is_a_multiple_of_the_slowest_kinds_median(clock, tmp_path):
     with dog.patient():
         assert dog._limit == 900.0
         clock.now += 500.0
+        assert beat("tick", 400.0) == 900.0  # and is in no median
+        with dog.patient():
+            assert beat("tick", 1.0) == 900.0
+        assert beat("tick", 1.0) == 900.0
+    assert dog._limit == 50.0
+    with pytest.raises(KeyError), dog.patient():
+        raise KeyError
     assert dog._limit == 50.0
     assert beat("step", 2.0) == 30.0  # the median is 6, but no limit is below this
 
