@@ -28,7 +28,8 @@ def check_given(section: object, path: str = "config", /, **keys: str) -> None:
 def nearest(word: str, choices: Iterable[str], prefix: str = "") -> str:
     """A sentence with the choices most like `word`, or all undotted ones when none is.
 
-    A choice whose last dotted part equals that of `word` counts as alike.
+    A choice whose last dotted part equals that of `word` counts as alike; of a word without a dot
+    no choice with two.
     """
     choices = sorted(choices)
     ratio = {c: difflib.SequenceMatcher(None, word, c).ratio() for c in choices}
@@ -36,6 +37,9 @@ def nearest(word: str, choices: Iterable[str], prefix: str = "") -> str:
     close = [c for c in choices if ratio[c] >= max(0.6, best - 0.1)]
     leaf = word.rpartition(".")[2]
     same = [c for c in choices if c.rpartition(".")[2] == leaf]
+    if "." not in word:  # one of a section of a section is hardly meant
+        same = [c for c in same if c.count(".") < 2]
+        close = [c for c in close if c.count(".") < 2]
     ranked = sorted(same or close, key=lambda c: -ratio[c])[:3]
     if ranked:
         return f"did you mean {' or '.join(prefix + c for c in ranked)}?"

@@ -122,15 +122,15 @@ class Manifest:
         }
         obj["tools"] = tuple(obj.get("tools", ()))
         manifest = cls(folder=folder, **obj)
-        for name, wanted, found in (
-            ("tokenizer", tokenizer or None, manifest.tokenizer),
-            ("prompt style", prompt_style or None, manifest.prompt_style),
-            ("tools", None if tools is None else _named(tools), _named(manifest.tools)),
+        for name, key, wanted, found in (
+            ("tokenizer", "tokenizer", tokenizer or None, manifest.tokenizer),
+            ("prompt style", "prompt.style", prompt_style or None, manifest.prompt_style),
+            ("tools", "tools", None if tools is None else _named(tools), _named(manifest.tools)),
         ):
             if wanted is not None and wanted != found:
                 raise CacheError(
-                    f"{path}: the cache was built with {name} {found!r}, the run has {wanted!r}; "
-                    "rebuild the cache or give the run the other one"
+                    f"{path}: the cache was built with {name} {found!r}, the run has {wanted!r} "
+                    f"(config.{key}); rebuild the cache or give the run the other one"
                 )
         return manifest
 

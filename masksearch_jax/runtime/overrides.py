@@ -72,9 +72,11 @@ def resolve(
     named = {m[1] for flag in flags if (m := _OVERRIDE.match(flag))}
     if read_defaults is not None and not _said(config, flags, "endpoint.base_url"):
         folder = _said(config, flags, "init")
-        if read := set(_put_defaults(config, read_defaults(folder))) - named:
-            told = ", ".join(f"{name}={_value(config, name)}" for name in sorted(read))
-            print(f"  read from {folder}: {told}", file=sys.stderr, flush=True)
+        own = {k.name: k.default for k in describe_keys(schema)}
+        read = sorted(set(_put_defaults(config, read_defaults(folder))) - named)
+        values = {name: _value(config, name) for name in read}
+        if told := [_flag(name, value) for name, value in values.items() if value != own[name]]:
+            print(f"  read from {folder}: {' '.join(told)}", file=sys.stderr, flush=True)
     _fill(schema, config, named)
     before, values = config.to_dict(), _overridden(config, flags)
     changed = frozenset(name for name in named if _at(before, name) != _at(values, name))
@@ -251,6 +253,11 @@ def _put_defaults(config: Any, values: Mapping[str, Any], path: str = "") -> lis
             config[name] = tuple(value) if isinstance(value, list) else value
             found.append(path + name)
     return found
+
+
+def _flag(dotted: str, value: Any) -> str:
+    """The flag that gives a key its value, without `--config.`."""
+    return f"{dotted}={','.join(map(str, value)) if isinstance(value, tuple) else value}"
 
 
 def _value(config: Any, dotted: str) -> Any:

@@ -201,7 +201,10 @@ def read_meta(
             f"{FORMAT}: use the one that wrote it{way}"
         )
     if differing := _differing(meta["model"], json.loads(json.dumps(dataclasses.asdict(model)))):
-        raise CheckpointError(f"step {step} is of another model: {differing}")
+        raise CheckpointError(
+            f"step {step} is of another model: {differing}; `:hf` in place of a model's name takes "
+            "the architecture that the checkpoints record"
+        )
     return meta
 
 

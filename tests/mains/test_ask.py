@@ -228,7 +228,7 @@ def test_an_agent_is_asked_as_its_folder_says_it_was_trained(folder, repository,
     assert of(tmp_path / "hf", **free) == ("minimal", 2, 1, "float32")
     assert of(tmp_path / "hf", **{"prompt.style": "chat", "search.top_k": 3})[:2] == ("chat", 3)
     said = capsys.readouterr().err.splitlines()[-1]
-    assert said == f"  read from {tmp_path / 'hf'}: compute.dtype=float32, rollout.max_turns=1"
+    assert said == f"  read from {tmp_path / 'hf'}: compute.dtype=float32 rollout.max_turns=1"
     (tmp_path / "run" / "checkpoints" / "7").mkdir(parents=True)
     record = {"config": told | {"optim": {}}, "content": {}, "sessions": []}
     (tmp_path / "run" / "run.json").write_text(json.dumps(record))

@@ -93,8 +93,8 @@ def test_an_agent_is_evaluated_as_it_was_trained(repository, tmp_path, monkeypat
     assert settings(init, "--config.search.top_k=4") == ("minimal", 4, 1)
     said = capsys.readouterr().err.splitlines()
     assert said == [
-        f"  read from {tmp_path}: prompt.style=minimal, search.max_queries=1, search.top_k=2",
-        f"  read from {tmp_path}: prompt.style=minimal, search.max_queries=1",
+        f"  read from {tmp_path}: prompt.style=minimal search.max_queries=1 search.top_k=2",
+        f"  read from {tmp_path}: prompt.style=minimal search.max_queries=1",
     ]
     file = tmp_path / "with_an_init.py"
     file.write_text(
