@@ -61,6 +61,7 @@ for stage in $trainings; do
 done
 if [ "$cell" = start ]; then
   run evaluate "evaluate.py:$model" "--config.tokenizer=$tokenizer" "--config.data=$data" \
+    --config.search.top_k=3 --config.search.max_passages=3 --config.search.max_queries=3 \
     --config.workdir=runs/cells/eval/start "--config.init=$init"
 else
   run evaluate "evaluate.py:$model,$cell" "--config.tokenizer=$tokenizer" "--config.data=$data"

@@ -37,7 +37,7 @@ from masksearch_jax.runtime import cli, run_record
 from masksearch_jax.runtime.process_lock import ProcessLock
 from masksearch_jax.runtime.progress import Progress
 
-FORMAT = 4  # of the dataset; one of another format is built again
+FORMAT = 5  # of the dataset; one of another format is built again
 COUNTS = "counts.json"
 # What `build_ramp` does and paragraphs on their own do not allow: the values that remain, and why
 _ONLY: dict[str, tuple[tuple[Any, ...], str]] = {

@@ -48,7 +48,7 @@ from masksearch_jax.runtime.process_lock import ProcessLock
 from masksearch_jax.runtime.progress import Progress
 from masksearch_jax.viewer import examples as page
 
-FORMAT = 3  # of the folder's files; a build of another one is done again
+FORMAT = 4  # of the folder's files; a build of another one is done again
 COUNTS = "counts.json"
 DROPPED = "dropped.txt"  # rows that could not be read
 _QUESTIONS, _STATEMENTS, _RAMP = (

@@ -381,8 +381,9 @@ def _drop_others(parts: Path, kinds: Sequence[str]) -> None:
 
 
 def _remove_if_empty(folder: Path) -> None:
-    if not any(folder.iterdir()):
-        folder.rmdir()
+    """Removes a folder of parts, or of such folders, in which nothing is left that was made."""
+    if all(path.name == attempts.INDEX for path in folder.iterdir()):
+        shutil.rmtree(folder)
 
 
 def _solve(

@@ -207,4 +207,4 @@ def _print(written: dict[str, dict[str, int]], folder: str) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(lambda cfg: _print(run(cfg), cfg.folder), ExportDataRun, check=check_config)
+    cli.run(lambda cfg: _print(run(cfg), cfg.folder), ExportDataRun)

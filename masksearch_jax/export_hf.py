@@ -293,5 +293,4 @@ if __name__ == "__main__":
         ExportRun,
         resumes=True,
         read_model=read_model,
-        check=check_config,
     )

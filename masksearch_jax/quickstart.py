@@ -279,7 +279,8 @@ def run_sft(
 ) -> dict[str, Any]:
     """Trains `name` from the checkpoint `init`; its last metrics, and how many updates it had."""
     told = training(run, name, init, sft, optim, samples=bool(run.cfg.heldout_points))
-    made = train_sft.run(config_lib.SftRun(**told, sft=sft))
+    own = config_lib.SftRun(**told, sft=sft)
+    made = train_sft.run(own, is_asked_by_record=run.has_own_search)
     return made | {"updates": {name: made["all_updates"]}}
 
 

@@ -359,4 +359,4 @@ def run(cfg: StudyRun) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(run, StudyRun, resumes=True, read_model=read_model, check=check_config)
+    cli.run(run, StudyRun, resumes=True, read_model=read_model)

@@ -53,6 +53,7 @@ from masksearch_jax.rl.update import Update, has_reference, micro_batches
 from masksearch_jax.rl.watch import Watch, after_rollbacks, check_watched
 from masksearch_jax.rollout.engine import Engine
 from masksearch_jax.runtime import cli, storage
+from masksearch_jax.runtime.metric_services import check_installed
 from masksearch_jax.runtime.metric_writer import MetricWriter
 from masksearch_jax.runtime.progress import Progress
 from masksearch_jax.search.open import (
@@ -193,6 +194,7 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
     or RolledBack by `cfg.alarms.action`.
     """
     check_config(cfg, search)
+    check_installed(cfg.log)
     workdir = storage.path(cfg.workdir)
     survival = Survival(cfg.survival, workdir)
     given, rollbacks = cfg, len(read_rollbacks(workdir))
@@ -239,9 +241,11 @@ def run(cfg: DapoRun, search: SearchTool | None = None) -> dict[str, Any]:
     prompts.is_resting = pass_rates.is_resting if dapo.rest_steps else None
 
     compared = pinned(cfg.init, cfg.model) if has_reference(dapo) else ""
-    served = index_served(search, cfg.search)
-    if judge and not own_model and jax.process_index() == 0:
-        served |= {SERVED: served_of(cfg.judge)}
+    served: dict[str, str] = {}
+    if jax.process_index() == 0:
+        served |= index_served(search, cfg.search)
+        if judge and not own_model:
+            served |= {SERVED: served_of(cfg.judge)}
     folder = run_folder.open_run_folder(
         given,
         "dapo.steps",

@@ -38,7 +38,8 @@ from masksearch_jax.parallel.sharding import batch_shards, context_shards, make_
 from masksearch_jax.rl import losses
 from masksearch_jax.rl.nothing_learned import check_updates
 from masksearch_jax.rl.watch import Watch, check_watched
-from masksearch_jax.runtime import cli, storage
+from masksearch_jax.runtime import agent_settings, cli, storage
+from masksearch_jax.runtime.metric_services import check_installed
 from masksearch_jax.runtime.metric_writer import MetricWriter
 from masksearch_jax.runtime.progress import Progress
 from masksearch_jax.search.open import check_named, open_tool
@@ -76,6 +77,10 @@ def check_batch(sft: SftConfig, optim: OptimConfig, mesh: jax.sharding.Mesh) -> 
         )
 
 
+# Keys of what nothing reads where no held-out example is asked.
+_UNREAD = tuple(f"search.{name}" for name in agent_settings.KEYS["search"])
+
+
 def check_config(cfg: SftRun) -> None:
     """Raises ConfigError for what no data can mend: keys that are empty, and keys that clash.
 
@@ -104,12 +109,14 @@ def tell_other_search(cfg: SftRun, manifest: cache.Manifest) -> None:
         )
 
 
-def run(cfg: SftRun) -> dict[str, Any]:
+def run(cfg: SftRun, *, is_asked_by_record: bool = True) -> dict[str, Any]:
     """Trains to `cfg.sft.steps`; the last metrics, and `all_updates` that the weights have had.
 
-    Artefacts go to `cfg.workdir`. Raises NothingLearnedError where the guard left out all of them.
+    is_asked_by_record: whether its record alone says how to ask the model. Artefacts go to
+    `cfg.workdir`. Raises NothingLearnedError where the guard left out all of them.
     """
     check_config(cfg)
+    check_installed(cfg.log)
     workdir = storage.path(cfg.workdir)
     survival = Survival(cfg.survival, workdir)
 
@@ -122,7 +129,8 @@ def run(cfg: SftRun) -> dict[str, Any]:
         cfg.data, tokenizer=vocab.fingerprint, prompt_style=cfg.prompt.style, tools=cfg.tools
     )
     check_vocabulary(cfg.model, vocab, cfg.tokenizer, cfg.init)
-    tell_other_search(cfg, manifest)
+    if is_asked_by_record:
+        tell_other_search(cfg, manifest)
     batches = sft_batches(
         manifest,
         cfg.sft.curriculum,
@@ -144,9 +152,7 @@ def run(cfg: SftRun) -> dict[str, Any]:
         survival,
     )
 
-    folder = run_folder.open_run_folder(
-        cfg, "sft.steps", () if cfg.eval.every else ("search.index",)
-    )
+    folder = run_folder.open_run_folder(cfg, "sft.steps", () if cfg.eval.every else _UNREAD)
 
     # ---- model and state
     init = pinned(cfg.init, cfg.model)

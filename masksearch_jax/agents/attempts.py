@@ -21,6 +21,8 @@ from masksearch_jax.core.jsonl import read_jsonl, write_jsonl
 from masksearch_jax.core.types import Demonstration, Example, has_answer
 from masksearch_jax.runtime.progress import Progress
 
+INDEX = "index.txt"  # beside parts: the fingerprint of the index that the service searched
+
 
 class RejectedError(UserError):
     """More attempts gave no demonstration than `max_rejected` allows."""
@@ -71,7 +73,7 @@ def check_some(parts: Path, counts: list[dict[str, Any]], output: Path) -> None:
 
 def drop_of_other_index(parts: Path, served: Mapping[str, str]) -> None:
     """Deletes what an earlier session made by another index that the service searched."""
-    path = parts / "index.txt"
+    path = parts / INDEX
     for name, fingerprint in served.items():
         before = path.read_text(encoding="utf-8") if path.is_file() else fingerprint
         if before != fingerprint:

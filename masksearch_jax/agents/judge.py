@@ -116,6 +116,7 @@ class Judge:
             llm = await self._open.enter_async_context(LLM(self._cfg, "config.judge"))
             await llm.served()  # now, while a judge that is down ends what has not begun
         except JobError as error:
+            await self._open.aclose()
             raise JudgeError(f"the judge: {error}") from error
         self._llm = llm
         return self

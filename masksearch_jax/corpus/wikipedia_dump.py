@@ -19,7 +19,8 @@ from masksearch_jax.corpus.packed import DAMAGE, PackingError, unpack
 # Articles have templates with names that begin so, or that say what a link of theirs needs.
 _DISAMBIGUATION = re.compile(
     r"""\{\{ [\s_]* (?:template:\s*)?
-    (?: (?!need) [\w\ –-]{0,60} disambig(?:uation)? (?:[ _-](?:page|cleanup))?
+    (?: (?! [\s_] ) (?! [\w\ –-]* (?:need|\bto\b)) [\w\ –-]{0,60}
+        disambig(?:uation)? (?:[ _-](?:page|cleanup))?
       | (?!需) \w{0,20} 消歧[义義] [页頁]?
       | dab
       | (?:hn|geo)dis(?:-cleanup)?

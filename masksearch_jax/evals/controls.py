@@ -19,6 +19,11 @@ class ShuffledSearch:
     def __init__(self, tool: SearchTool, texts: Sequence[str], seed: int = 0):
         self._tool, self._texts, self._seed = tool, list(texts), seed
 
+    @property
+    def fingerprint(self) -> str:
+        """Of the index that is searched, "" where the tool tells none."""
+        return getattr(self._tool, "fingerprint", "")
+
     def search(self, queries: Sequence[str], top_k: int) -> list[list[Passage]]:
         return self._tool.search([self._other(query) for query in queries], top_k)
 

@@ -87,8 +87,8 @@ class EndpointSampler:
     async def _ask_all(self, asked: Sequence[Asked], each: Callable[[Sampled], bool]) -> None:
         gate = asyncio.Semaphore(self._cfg.endpoint.concurrency)
         search = self._cfg.search
-        calls = AsyncCalls(search.workers, search.timeout)
         async with LLM(settings_of(self._cfg), takes_empty=True) as llm:
+            calls = AsyncCalls(search.workers, search.timeout)
 
             async def one(item: Asked) -> Sampled:
                 async with gate:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -21,7 +22,9 @@ from masksearch_jax.evals.lost import Lost, LostItemsError, named
 from masksearch_jax.runtime.call_pool import Call, CallPool
 
 _AT_ONCE = 8  # retrievals that a worker is given together
-OUTAGE = 32  # items lost with none between them that was not: a service is down
+# Items that tools failed with none between them that did not, and seconds since the first: more of
+# both, and a service is down. Many are in flight, and all fail at once in a short outage.
+OUTAGE, OUTAGE_SECONDS = 32, 60.0
 NO_FAULT = "ended for no fault of the model"
 AGAIN = "what is done is kept, and the same command asks for the others again"
 
@@ -140,6 +143,26 @@ def room_of(cfg: EvalRun, vocab: Vocabulary | None) -> Callable[[Item, str], boo
     return has_room
 
 
+class _Row:
+    """Items that a tool failed, one after the other. `tell` hears of their number, 0 at its end."""
+
+    def __init__(self, tell: Callable[[int, str], None]):
+        self.length, self._tell, self._since = 0, tell, 0.0
+
+    def add(self, error: str) -> None:
+        self._since = self._since if self.length else time.monotonic()
+        self.length += 1
+        self._tell(self.length, error)
+
+    def end(self) -> None:
+        if self.length:
+            self._tell(0, "")
+        self.length = 0
+
+    def is_outage(self) -> bool:
+        return self.length >= OUTAGE and time.monotonic() - self._since >= OUTAGE_SECONDS
+
+
 def ask(
     sampler: Sampler,
     prepared: Prepare,
@@ -154,48 +177,47 @@ def ask(
 
     items: this process's; all must call it. One that ended for no fault of the model is sampled
     again, `retries` times at most; the items of which none ended otherwise are returned. `tell`
-    hears how many end so at once, 0 once one does not, and why. Raises
-    LostItemsError, on all processes, where more than `allowed` of one's end so at once, and none
-    between them that does not.
+    hears how many a tool failed one after the other, 0 once one ends otherwise, and why. Raises
+    LostItemsError, on all processes, where that is an outage (`OUTAGE`) in the first attempt, and
+    more than `allowed` of a process's items are lost.
     """
     left = {item.example.id: item for item in items}
     lost: dict[str, Lost] = {}
-    attempt = in_a_row = 0
-    outage = ""
+    attempt, outage, row = 0, "", _Row(tell)
 
     def each(sampled: Sampled) -> bool:
-        nonlocal in_a_row, outage
+        nonlocal outage
         item, trajectory = sampled.item, sampled.trajectory
         if trajectory.status not in NOT_ITS_DOING:
             keep(sampled, attempt)
-            if in_a_row:
-                tell(0, "")
-            in_a_row = 0
+            row.end()
             return not outage
         error = trajectory.turns[-1].error if trajectory.turns else ""
         lost[item.example.id] = Lost(*item.name, trajectory.status, error)
-        in_a_row += 1
-        tell(in_a_row, error or trajectory.status)
-        if not outage and in_a_row >= OUTAGE and len(lost) > allowed:
-            said = f"{in_a_row} items in a row {NO_FAULT}"
+        if trajectory.status == "tool_failure":
+            row.add(error)
+        if not (attempt or outage) and row.is_outage() and len(lost) > allowed:
+            said = f"{row.length} items in a row {NO_FAULT}"
             outage = f"{said}: {named(list(lost.values()))}; {AGAIN}"
         return not outage
 
     for number in range(retries + 1):
         if not (most := max(gather(len(left)))):
             break
-        attempt, lost, in_a_row = number, {}, 0
+        row.end()
+        attempt, lost = number, {}
         asked: list[Asked] = []
         for one in prepared(list(left.values()), most, lambda: not outage):
             if isinstance(one, Sampled):
                 each(one)
             else:
                 asked.append(one)
-                in_a_row = 0
+                row.end()
         _check_outages(gather(outage))
         sampler(asked, each)
         _check_outages(gather(outage))
         left = {name: item for name, item in left.items() if name in lost}
+    row.end()
     return list(lost.values())
 
 

@@ -17,7 +17,7 @@ from masksearch_jax.core.config import ComputeConfig, LoraConfig, ModelConfig
 from masksearch_jax.core.errors import ConfigError
 from masksearch_jax.core.gguf_file import is_gguf
 from masksearch_jax.core.schema import to_dataclass
-from masksearch_jax.core.tokenizer import Vocab
+from masksearch_jax.core.tokenizer import Vocab, VocabError
 from masksearch_jax.core.types import JsonObject
 from masksearch_jax.models import hf, layout, lora
 from masksearch_jax.models.hf_config import check_no_adapter
@@ -295,6 +295,10 @@ def _check_local(key: str, model: str) -> None:
         )
 
 
+# Text whose ids tell tokenizers apart: words, digits, signs and letters of several languages.
+_PROBE = "The 12,345 masks of Chad's Lac d'Évian (1998): 它位于北岸; Нева, naïve fjörður! "
+
+
 def check_vocabulary(config: ModelConfig, vocab: Vocab, tokenizer: str, init: str = "") -> None:
     """Raises InitError for ids that the model does not embed, CheckpointError for another's.
 
@@ -308,13 +312,20 @@ def check_vocabulary(config: ModelConfig, vocab: Vocab, tokenizer: str, init: st
         )
     if not init or init == tokenizer:
         return
-    stored = None
-    if has_model(init):  # a folder or GGUF file that may hold its own
-        with contextlib.suppress(FileNotFoundError):
-            stored = identity(Vocab.load(init), init)
-    elif checkpoint_files.has_steps(init):
-        stored = checkpoint_files.read_tokenizer(init)
-    checkpoint_files.check_tokenizer(init, stored, identity(vocab, tokenizer))
+    if not has_model(init):
+        if checkpoint_files.has_steps(init):
+            stored = checkpoint_files.read_tokenizer(init)
+            checkpoint_files.check_tokenizer(init, stored, identity(vocab, tokenizer))
+        return
+    own = None
+    with contextlib.suppress(FileNotFoundError, VocabError):  # of a folder without one that is read
+        own = Vocab.load(init)
+    # Not by their files: of one tokenizer a GGUF file has another form than a folder.
+    if own and own.encode(_PROBE, literal=True) != vocab.encode(_PROBE, literal=True):
+        raise InitError(
+            f"{init!r} holds a tokenizer of other ids than config.tokenizer, {tokenizer!r}: give "
+            "the tokenizer of these weights"
+        )
 
 
 def context_of(config: ModelConfig) -> int:

@@ -16,7 +16,7 @@ from masksearch_jax.runtime import run_record, storage
 
 FILE = "agent.json"
 # Of each section of a run, what decides how an agent is asked and what it may do.
-_KEYS = {
+KEYS = {
     "prompt": ("style",),
     "search": ("kind", "index", "url", "top_k", "max_passages", "max_queries"),
     "rollout": (
@@ -35,7 +35,7 @@ def of_run(config: Mapping[str, Any]) -> JsonObject:
     tools = {"tools": list(config["tools"])} if config.get("tools") else {}
     return tools | {
         name: {key: config[name][key] for key in keys if key in config[name]}
-        for name, keys in _KEYS.items()
+        for name, keys in KEYS.items()
         if isinstance(config.get(name), Mapping)
     }
 

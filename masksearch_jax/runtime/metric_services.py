@@ -35,24 +35,29 @@ class Service(Protocol):
 
 
 def check_log(log: LogConfig) -> None:
-    """Raises ConfigError for a service that is unknown or not installed, or is no logger."""
+    """Raises ConfigError for a service that is unknown, or is no logger."""
     for name in log.to:
         if ":" in name:
             _own_class(name)
         elif name not in LOGS:
             choices = f"{', '.join(LOGS)} or package.module:Class"
             raise ConfigError(f"{KEY} has {name!r}, not {choices}; {nearest(name, LOGS)}")
+    if "jsonl" not in log.to:
+        raise ConfigError(
+            f"{KEY} is {', '.join(log.to) or 'empty'}; it must have jsonl, which a resumed "
+            "run makes the others anew from"
+        )
+
+
+def check_installed(log: LogConfig) -> None:
+    """Raises ConfigError for a service whose package this machine lacks."""
+    for name in log.to:
         lacking = [x for x in _NEEDS.get(name, ()) if importlib.util.find_spec(x) is None]
         if lacking:
             raise ConfigError(
                 f"{KEY} has {name!r}, which needs {', '.join(lacking)}: "
                 f"pip install 'masksearch_jax[{name}]'"
             )
-    if "jsonl" not in log.to:
-        raise ConfigError(
-            f"{KEY} is {', '.join(log.to) or 'empty'}; it must have jsonl, which a resumed "
-            "run makes the others anew from"
-        )
 
 
 def open_services(log: LogConfig, folder: epath.Path, rows: Sequence[JsonObject]) -> list[Service]:

@@ -45,6 +45,7 @@ class MetricWriter:
         self._writes = jax.process_index() == 0
         self._kept = ""
         metric_services.check_log(log)
+        metric_services.check_installed(log)
         self._services: list[metric_services.Service] = []
         if self._writes:
             self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -146,8 +146,14 @@ class OpenSearchSearch:
             return found
 
         found, url, attempts = self._request(ask)
-        if not all(found) or time.monotonic() - self._read_at > _READ_AGAIN:
+        if not all(found):
             self._check_loaded()
+        elif time.monotonic() - self._read_at > _READ_AGAIN:
+            try:
+                self._check_loaded()
+            except SearchError as error:  # passages were found: whoever does not answer may later
+                if not isinstance(error.__cause__, GaveUp):
+                    raise
         told = {"attempts": attempts, "seconds": time.monotonic() - started}
         told["answered_by"] = f"{url} {self.fingerprint}"
         return [Hits(hits[:top_k], scores=hits.scores[:top_k], **told) for hits in found]

@@ -1,5 +1,6 @@
 """Items asked: an outage of retrieval ends them early."""
 
+import dataclasses
 import threading
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 
 from masksearch_jax.core.config import SearchConfig
 from masksearch_jax.core.retrieval import SearchError
-from masksearch_jax.core.types import QAExample
+from masksearch_jax.core.types import QAExample, Turn
 from masksearch_jax.evals import metrics, sampling
 from masksearch_jax.evals.items import Item
 from masksearch_jax.evals.lost import LostItemsError
@@ -32,7 +33,8 @@ def no_sample(sampled, attempts):
     raise AssertionError("an item was sampled")
 
 
-def test_a_search_that_is_down_is_not_asked_for_all_items():
+def test_a_search_that_is_down_is_not_asked_for_all_items(monkeypatch):
+    monkeypatch.setattr(sampling, "OUTAGE_SECONDS", 0.0)
     queries = []
 
     def down(query):
@@ -49,6 +51,31 @@ def test_a_search_that_is_down_is_not_asked_for_all_items():
         sampling.ask(nothing_asked, prepared, items(), *how)
     assert len(queries) < 100
     assert heard[:32] == [(n, "SearchError: down") for n in range(1, 33)]  # as they failed
+
+
+def test_a_short_outage_of_many_items_in_flight_is_outlasted(monkeypatch):
+    """All of the first attempt fail at once, half a minute after the first; then all is well."""
+    monkeypatch.setattr(sampling.time, "monotonic", iter(range(10**6)).__next__)
+    monkeypatch.setattr(sampling, "OUTAGE_SECONDS", 10_000.0)
+    heard, kept = [], []
+    failed = Turn(("q",), (), (), 0.0, "SearchError: down")
+    is_down = True
+
+    def sampler(asked, each):
+        nonlocal is_down
+        for one in asked:
+            made = sampling.ended(one.item, failed)
+            answered = dataclasses.replace(made, status="answered", turns=())
+            each(sampling.Sampled(one.item, made if is_down else answered))
+        is_down = False
+
+    own = items()[:40]
+    prepared = lambda items, most, goes_on: map(sampling.Asked, items)  # noqa: E731
+    keep = lambda sampled, attempts: kept.append((sampled.item.number, attempts))  # noqa: E731
+    how = 3, 2.0, keep, hosts.gather, lambda *told: heard.append(told)
+    assert sampling.ask(sampler, prepared, own, *how) == []
+    assert kept == [(i, 1) for i in range(40)]
+    assert heard == [(n, "SearchError: down") for n in range(1, 41)] + [(0, "")]
 
 
 def test_a_retrieval_that_hangs_is_the_tools_failure():

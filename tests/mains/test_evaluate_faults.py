@@ -149,6 +149,7 @@ def test_above_the_share_the_run_fails_and_the_same_command_asks_for_the_rest(ru
 def test_a_tool_that_goes_down_stops_the_run(run, cfg, tmp_path, monkeypatch):
     """A few ticks after the sixth item that is lost in a row, of which each loses four more."""
     monkeypatch.setattr(sampling, "OUTAGE", 6)
+    monkeypatch.setattr(sampling, "OUTAGE_SECONDS", 0.0)
     count = 120
     write_jsonl(tmp_path / "data" / "questions" / "heldout.jsonl", questions(count))
     cfg = evaluating(cfg, examples=count)
@@ -261,6 +262,7 @@ def test_of_a_finished_evaluation_the_table_is_printed_and_no_more(run, cfg, mon
 
 def test_other_settings_do_not_mix(run, cfg, tmp_path, monkeypatch):
     monkeypatch.setattr(sampling, "OUTAGE", 6)
+    monkeypatch.setattr(sampling, "OUTAGE_SECONDS", 0.0)
     with pytest.raises(LostItemsError):
         run(cfg, Unsteady(1.0))
     hotter = evaluating(cfg, temperature=0.5)  # nothing was done yet: it is welcome

@@ -248,10 +248,13 @@ def test_weights_of_another_tokenizer_of_equal_size_are_refused(sft, tmp_path):
     mesh = make_mesh(sft.mesh)
     model = initial(checkpoints, sft.model, sft.compute, mesh, 0)
     hf.save(model, exported, tokenizer_dir=sft.tokenizer)
-    for source in (checkpoints, newest, str(exported)):
+    check_vocabulary(sft.model, Vocab.load(moved), str(moved), str(exported))
+    said = f"holds a tokenizer of other ids than config.tokenizer, {str(other)!r}: give the"
+    with pytest.raises(InitError, match=re.escape(said)):
+        check_vocabulary(sft.model, Vocab.load(other), str(other), str(exported))
+    for source in (checkpoints, newest):
         check_vocabulary(sft.model, Vocab.load(moved), str(moved), source)
-        of = source if source == str(exported) else sft.tokenizer
-        said = f"tokenizer {of!r} (ids {own.ids_fingerprint}), config.tokenizer is "
+        said = f"tokenizer {sft.tokenizer!r} (ids {own.ids_fingerprint}), config.tokenizer is "
         with pytest.raises(CheckpointError, match=re.escape(f"{said}{str(other)!r}")):
             check_vocabulary(sft.model, Vocab.load(other), str(other), source)
     cfg = export_hf.ExportRun(
