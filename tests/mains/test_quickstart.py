@@ -351,7 +351,7 @@ def test_a_stage_that_never_updates_is_no_success_unless_nobody_asks(
 
 
 def test_the_control_counts_the_updates_of_both_its_trainings(run, monkeypatch):
-    monkeypatch.setattr(train_sft, "run", lambda cfg: {"all_updates": cfg.sft.steps})
+    monkeypatch.setattr(train_sft, "run", lambda cfg, **_: {"all_updates": cfg.sft.steps})
     monkeypatch.setattr(train_dapo, "run", lambda cfg: {"all_updates": cfg.dapo.steps - 9})
     run.stage("control", lambda: quickstart.run_control(run))
     quickstart.write_summary(run)
