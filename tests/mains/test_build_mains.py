@@ -374,5 +374,8 @@ def test_a_checkpoint_of_another_model(small, tmp_path, repository, capsys):
         checkpoint=tmp_path / "checkpoints", folder=tmp_path / "export", model__num_layers=2,
     )  # fmt: skip
     assert status == 1
-    assert said == "step 1 is of another model: num_layers: 3 stored, 2 asked for"
+    assert said == (
+        "step 1 is of another model: num_layers: 3 stored, 2 asked for; `:hf` in place of a model's "
+        "name takes the architecture that the checkpoints record"
+    )
     assert not (tmp_path / "export").exists()
