@@ -375,7 +375,7 @@ def test_a_checkpoint_of_another_model(small, tmp_path, repository, capsys):
     )  # fmt: skip
     assert status == 1
     assert said == (
-        "step 1 is of another model: num_layers: 3 stored, 2 asked for; `:hf` in place of a model's "
-        "name takes the architecture that the checkpoints record"
+        "step 1 is of another model: num_layers: 3 stored, 2 asked for; `:hf` in place of a "
+        "model's name takes the architecture that the checkpoints record"
     )
     assert not (tmp_path / "export").exists()
