@@ -241,8 +241,7 @@ async def _ask_tool(work: _Work, tool: str, requests: Sequence[str]) -> Result:
     try:
         return await work.calls(call)
     except (RuntimeError, OSError) as error:  # SearchError, ToolError; TimeoutError is the other
-        said = str(error) or f"no result in {work.cfg.search.timeout:g} s"
-        raise _RejectedError("search_failed", f"{type(error).__name__}: {said}") from error
+        raise _RejectedError("search_failed", f"{type(error).__name__}: {error}") from error
 
 
 async def judge_all(

@@ -179,8 +179,7 @@ class EndpointSampler:
                 found = await calls(functools.partial(tool.call, queries, hidden))
         except (SearchError, ToolError, OSError) as error:
             seconds = time.perf_counter() - started
-            why = str(error) or f"no result in {self._cfg.search.timeout:g} s"
-            told = f"{type(error).__name__}: {why}"
+            told = f"{type(error).__name__}: {error}"
             return Turn(queries, (), (), seconds, told, tool=name), ""
         names = self._tools.names
         information, shown = markup.render_information(found.documents, tools=names)

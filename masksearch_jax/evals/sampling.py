@@ -100,8 +100,7 @@ def prepare(
             return Asked(item, pool.wait(call, search.timeout))
         except (SearchError, OSError) as error:  # TimeoutError is an OSError
             query = methods.query_of(item.example)
-            why = str(error) or f"no result in {search.timeout:g} s"
-            turn = Turn((query,), (), (), 0.0, f"{type(error).__name__}: {why}")
+            turn = Turn((query,), (), (), 0.0, f"{type(error).__name__}: {error}")
             return Sampled(item, ended(item, turn))
 
     if method != "rag":

@@ -63,7 +63,7 @@ class RewardPool:
         self.cfg, self.seconds, self.wait_seconds = cfg, 0.0, 0.0
         self._own = rewards.own_reward(cfg) if ":" in cfg.reward else None
         self._is_own_async = is_async(self._own)
-        self._threads = AsyncCalls(cfg.reward_workers, cfg.reward_timeout or None)
+        self._threads = AsyncCalls(cfg.reward_workers, cfg.reward_timeout or None, "reward")
         self._gate = asyncio.Semaphore(cfg.reward_workers)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="rewards", daemon=True)

@@ -48,13 +48,13 @@ class CallPool(Generic[Result]):
         return call
 
     def wait(self, call: Call[Result], timeout: float) -> Result:
-        """What a call returns. TimeoutError of one that has run for `timeout` seconds."""
+        """What a call returns. TimeoutError, which says so, of one that has run too long."""
         while not call.done():
             now = time.perf_counter()
             left = call.late(timeout, now) - now
             if left <= 0:
                 self.abandon(call)
-                raise TimeoutError
+                raise TimeoutError(f"no result in {timeout:g} s")
             futures.wait([call], left)
         return call.result()
 
@@ -102,20 +102,24 @@ class AsyncCalls:
     """Blocking calls that an event loop awaits: `workers` at once, on threads of their own.
 
     timeout: seconds of one call from its begin on, None: any number. One that takes longer is
-    abandoned and raises TimeoutError.
+    abandoned and raises TimeoutError, which names `what` did not come.
     """
 
-    def __init__(self, workers: int, timeout: float | None):
+    def __init__(self, workers: int, timeout: float | None, what: str = "result"):
         self._pool: CallPool[Any] = CallPool(workers)
-        self._gate, self._timeout = asyncio.Semaphore(workers), timeout
+        self._gate, self._timeout, self._what = asyncio.Semaphore(workers), timeout, what
 
     async def __call__(self, work: Callable[[], Result]) -> Result:
         async with self._gate:  # as many as there are threads, so that none waits there
             call = self._pool.submit(work)
             try:
-                async with asyncio.timeout(self._timeout):
+                async with asyncio.timeout(self._timeout) as limit:
                     found: Result = await asyncio.wrap_future(call)
                     return found
+            except TimeoutError as error:
+                if not limit.expired():  # it is the call's own
+                    raise
+                raise TimeoutError(f"no {self._what} in {self._timeout:g} s") from error
             finally:
                 self._pool.abandon(call)
 
